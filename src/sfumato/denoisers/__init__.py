@@ -1,0 +1,15 @@
+"""Denoisers: what solvers, guidance, quantisers and exporters see of a model."""
+
+from .denoiser import Condition, Denoiser, Denoises, check_denoiser
+from .guidance import ClassifierFree, nothing
+from .mixture import GaussianMixture
+
+__all__ = [
+    "ClassifierFree",
+    "Condition",
+    "Denoiser",
+    "Denoises",
+    "GaussianMixture",
+    "check_denoiser",
+    "nothing",
+]

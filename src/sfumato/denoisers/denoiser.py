@@ -1,0 +1,95 @@
+"""A denoiser: a network and a process, together saying what x_t tells of x_0.
+
+    denoiser(x_t, t, condition) -> Prediction
+
+Everything downstream (solvers, guidance, exporters) sees only this. The network sees inputs of unit size and one
+number for the noise level, whatever the schedule:
+
+    y = network(c_in x_t, c_noise, condition),   c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),   c_noise = -lambda/8,
+
+which for alpha = 1 are EDM's c_in and c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1). With the row `edm` the
+whole is EDM's preconditioning D = c_skip x + c_out F; other rows differ in the row alone. Because the network is told
+the log-SNR and not the time, a trained network can be sampled under any schedule of the same path's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SolverError, choose
+from ..processes import PARAMETERISATIONS, Gaussian, Level, Prediction
+from ..processes.gaussian import fit, root
+
+Condition = Mapping[str, Tensor] | None
+LOG_SNR_LIMIT = 20.0  # beyond it a noise level is indistinguishable from the end of the schedule in float32
+
+
+class Denoises(Protocol):
+    """The signature that every denoiser has, wrapped or not."""
+
+    process: Gaussian
+
+    def __call__(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction: ...
+
+
+def rows(level: Level, x: Tensor) -> Level:
+    """The level as tensors (batch,) on x's device, which is what a network takes."""
+
+    def row(value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=x.device).expand(x.shape[0])
+
+    return Level(*map(row, level))
+
+
+class Denoiser(nn.Module):
+    """A network's prediction under a process.
+
+    network: (x, noise_level (batch,), condition) -> (batch, channels or 2 channels, ...).
+    parameterisation: the row the network predicts. learned_variance: the network's second half of channels
+    weighs the two bounds of the reverse variance (Nichol & Dhariwal 2021, eq. 15).
+    Raises SolverError for an unknown parameterisation or a network whose output has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Gaussian,
+        parameterisation: str = "v",
+        learned_variance: bool = False,
+    ):
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.parameterisation = choose(parameterisation, PARAMETERISATIONS, "parameterisation", SolverError)
+        self.learned_variance = learned_variance
+
+    def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
+        level = self.process.level(t)
+        alpha, sigma = level.alpha, level.sigma
+        scale = 1 / root((alpha * self.process.sigma_data) ** 2 + sigma * sigma)
+        log_snr = rows(level, x_t).log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        out = self.network(fit(scale, x_t) * x_t, (-log_snr / 8).to(x_t.dtype), condition)
+        variance = None
+        if self.learned_variance:
+            out, variance = out.chunk(2, dim=1)
+        if out.shape != x_t.shape:
+            raise SolverError(f"the network made {tuple(out.shape)} of {tuple(x_t.shape)}; shapes must agree")
+        return Prediction(out, self.parameterisation, x_t, level, self.process, variance)
+
+
+def check_denoiser(denoiser: Denoises, x: Tensor, condition: Condition = None) -> None:
+    """Raise AssertionError unless a denoiser keeps shapes, treats each sample alone and takes every form of time."""
+    with torch.no_grad():
+        together = denoiser(x, 0.5, condition).x0
+        assert together.shape == x.shape, f"x0 has shape {tuple(together.shape)} for x_t of {tuple(x.shape)}"
+        size = together.abs().max().clamp(min=1)
+        for form in (denoiser.process.level(0.5), torch.full((len(x),), 0.5)):
+            gap = (denoiser(x, form, condition).x0 - together).abs().max() / size
+            assert gap < 1e-5, f"a time given as {type(form).__name__} changes the prediction by {gap:.1e}"
+        one = None if condition is None else {name: value[:1] for name, value in condition.items()}
+        gap = (denoiser(x[:1], 0.5, one).x0 - together[:1]).abs().max() / size
+        assert gap < 1e-4, f"a sample alone differs from the same sample in a batch by {gap:.1e}"

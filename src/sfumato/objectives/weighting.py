@@ -1,0 +1,123 @@
+"""How much each noise level counts in the denoising loss.
+
+A weighting is written in the space where its formula is simplest; the loss converts, since an error e in one row is
+an error gain * e in another (`Gaussian.gain`). With SNR = alpha^2 / sigma^2 = exp(lambda) the same loss reads
+
+    |x0 - x0^|^2 = |eps - eps^|^2 / SNR = |v - v^|^2 / (SNR + 1)                      (vp: alpha^2 + sigma^2 = 1).
+
+| name     | space | weight                              | source                                        |
+|----------|-------|-------------------------------------|-----------------------------------------------|
+| plain    | any   | 1                                   | eps: Ho et al. 2020; velocity: flow matching  |
+| snr      | x0    | max(SNR, floor)                     | Salimans & Ho 2022, sec. 4 (floor = 0: plain eps)  |
+| min-snr  | x0    | min(SNR, gamma)                     | Hang et al. 2023, eq. 8                       |
+| edm      | x0    | (s^2 + sd^2) / (s sd)^2, s = sigma/alpha | Karras et al. 2022, table 1              |
+| sigmoid  | eps   | S(bias - lambda)                    | Kingma & Gao 2023; Hoogeboom et al. 2024      |
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError, choose
+from ..processes import PARAMETERISATIONS, Gaussian, Level
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """A weight on the squared error in `space`, as a function of the log-SNR."""
+
+    kind: ClassVar[str] = ""
+    space: str = "x0"
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        """The weight (batch,) of the squared error in `self.space`."""
+        raise NotImplementedError
+
+    def in_row(self, row: str, level: Level, process: Gaussian) -> Tensor:
+        """The weight (batch,) that the squared error in another row must have for the same loss."""
+        gain = process.gain(row, self.space, level)
+        return self.weight(level.log_snr, process) * gain * gain
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Plain(Weighting):
+    """Weight 1 in the chosen space."""
+
+    kind: ClassVar[str] = "plain"
+    space: str = "eps"
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        return torch.ones_like(log_snr)
+
+
+@dataclass(frozen=True)
+class SNR(Weighting):
+    """max(SNR, floor) on x0; floor 1 is the truncated SNR."""
+
+    kind: ClassVar[str] = "snr"
+    floor: float = 1.0
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        return torch.exp(log_snr).clamp(min=self.floor)
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """min(SNR, gamma) on x0."""
+
+    kind: ClassVar[str] = "min-snr"
+    gamma: float = 5.0
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        return torch.exp(log_snr).clamp(max=self.gamma)
+
+
+@dataclass(frozen=True)
+class EDMWeighting(Weighting):
+    """(s^2 + sd^2) / (s sd)^2 on x0 with s = sigma / alpha: weight 1 on EDM's F."""
+
+    kind: ClassVar[str] = "edm"
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        return 1 / process.sigma_data**2 + torch.exp(log_snr)
+
+
+@dataclass(frozen=True)
+class SigmoidWeighting(Weighting):
+    """S(bias - lambda) on eps."""
+
+    kind: ClassVar[str] = "sigmoid"
+    space: str = "eps"
+    bias: float = 0.0
+
+    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+        return torch.sigmoid(self.bias - log_snr)
+
+
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    cls.kind: cls for cls in (Plain, SNR, MinSNR, EDMWeighting, SigmoidWeighting)
+}
+
+
+def build_weighting(kind: str = "plain", **config: Any) -> Weighting:
+    """A weighting from its name and values."""
+    cls = WEIGHTINGS[choose(kind, WEIGHTINGS, "weighting")]
+    for name in config:
+        choose(name, [field.name for field in fields(cls)], f"value of the {kind} weighting")
+    if "space" in config:
+        choose(config["space"], PARAMETERISATIONS, "space of a weighting")
+        if kind != "plain" and config["space"] != cls().space:
+            raise RecipeError(
+                f"the {kind} weighting is defined on {cls().space!r}; only 'plain' takes another space"
+            )
+    for name in ("gamma",):
+        if config.get(name, 1.0) <= 0:
+            raise RecipeError(f"{name} of a weighting must be positive, not {config[name]!r}")
+    return cls(**config)

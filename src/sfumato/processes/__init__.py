@@ -1,0 +1,47 @@
+"""Forward processes: schedules, the Gaussian process over them, and the laws they obey."""
+
+from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, build_process
+from .laws import LawBroken, check_process
+from .schedule import (
+    CLEAN,
+    DDPM,
+    EDM,
+    SCHEDULES,
+    VE,
+    Cosine,
+    Flow,
+    Laplace,
+    Level,
+    Linear,
+    Schedule,
+    Shifted,
+    Sigmoid,
+    SubVP,
+    ZeroTerminalSNR,
+    build_schedule,
+)
+
+__all__ = [
+    "CLEAN",
+    "DDPM",
+    "EDM",
+    "PARAMETERISATIONS",
+    "SCHEDULES",
+    "VE",
+    "Cosine",
+    "Flow",
+    "Gaussian",
+    "Laplace",
+    "LawBroken",
+    "Level",
+    "Linear",
+    "Prediction",
+    "Schedule",
+    "Shifted",
+    "Sigmoid",
+    "SubVP",
+    "ZeroTerminalSNR",
+    "build_process",
+    "build_schedule",
+    "check_process",
+]

@@ -1,0 +1,99 @@
+"""The laws that every Gaussian process must obey, to be run on one of your own: `check_process(process)`.
+
+* The log-SNR falls, is 2 log(alpha / sigma), and `time` is its inverse.
+* (alpha, sigma) lies on the stated path; the derivatives are the slopes that finite differences measure.
+* `convert` closes its cycle over every pair of rows wherever D is not 0, and refuses where it is.
+* The bridge at eta = 1 is the posterior that Bayes' rule gives, in its variance and in its weight of x_t.
+* The SDE carries the marginals: d(sigma^2)/dt = 2 f sigma^2 + g^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .gaussian import PARAMETERISATIONS, Gaussian
+from .schedule import Level
+
+_PATHS = {
+    "vp": lambda a, s: a * a + s * s - 1,
+    "flow": lambda a, s: a + s - 1,
+    "ve": lambda a, s: a - 1,
+    "sub-vp": lambda a, s: s - (1 - a * a),
+}
+
+
+class LawBroken(AssertionError):
+    """A part does not obey a law of its kind; the message says which and where."""
+
+
+def require(holds: bool, law: str) -> None:
+    """Raise LawBroken with the law unless it holds."""
+    if not holds:
+        raise LawBroken(law)
+
+
+def check_process(process: Gaussian, points: int = 41) -> None:
+    """Raise LawBroken unless the process obeys its laws at `points` times inside (0, 1)."""
+    schedule = process.schedule
+    t = torch.linspace(0, 1, points + 2, dtype=torch.float64)[1:-1]
+    alpha, sigma = schedule.alpha_sigma(t)
+    log_snr = schedule.log_snr(t)
+    require(bool((log_snr.diff() < 0).all()), f"the log-SNR of {schedule.kind} must fall with time")
+    gap = (log_snr - 2 * torch.log(alpha / sigma)).abs().max()
+    require(float(gap) < 1e-7, f"log_snr must be 2 log(alpha / sigma); {schedule.kind} is off by {gap:.1e}")
+    off = float(_PATHS[schedule.path](alpha, sigma).abs().max())
+    require(off < 1e-9, f"{schedule.kind} leaves its path {schedule.path} by {off:.1e}")
+    gap = (schedule.time(log_snr) - t).abs().max()
+    require(float(gap) < 1e-7, f"time(log_snr(t)) must be t; {schedule.kind} is off by {gap:.1e}")
+    _check_rates(process, t)
+    for level in schedule.levels(t.tolist()[:: max(1, points // 8)]):
+        _check_cycle(process, level)
+        _check_bridge(process, level)
+
+
+def _check_rates(process: Gaussian, t: torch.Tensor) -> None:
+    schedule, h = process.schedule, 1e-6
+    slopes = [
+        (b - a) / (2 * h)
+        for a, b in zip(schedule.alpha_sigma(t - h), schedule.alpha_sigma(t + h), strict=True)
+    ]
+    for name, slope, rate in zip(("alpha", "sigma"), slopes, schedule.rates(t), strict=True):
+        gap = float(((slope - rate).abs() / (1 + rate.abs())).median())
+        # the median: a table has kinks where the two one-sided slopes differ
+        require(gap < 1e-4, f"d {name} / dt of {schedule.kind} is off by {gap:.1e} from finite differences")
+    level = process.level(t)
+    lhs = 2 * level.sigma * schedule.rates(t)[1]
+    rhs = 2 * process.drift(t) * level.sigma**2 + process.diffusion(t) ** 2
+    require(bool(torch.allclose(lhs, rhs, rtol=1e-6, atol=1e-9)), "d sigma^2/dt must be 2 f sigma^2 + g^2")
+
+
+def _check_cycle(process: Gaussian, level: Level) -> None:
+    x0 = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(2, 12)
+    eps = torch.linspace(1, -3, 24, dtype=torch.float64).reshape(2, 12).sin()
+    x_t = process.corrupt(x0, level, eps)
+    for source in PARAMETERISATIONS:
+        a, b = process.row(source, level)
+        y = a * x0 + b * eps
+        for target in PARAMETERISATIONS:
+            there = process.convert(y, x_t, level, source, target)
+            a2, b2 = process.row(target, level)
+            expected = a2 * x0 + b2 * eps
+            back = process.convert(there, x_t, level, target, source)
+            for got, want in ((there, expected), (back, y)):
+                gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
+                require(gap < 1e-6, f"{source} -> {target} at t = {level.time:.3f} is off by {gap:.1e}")
+
+
+def _check_bridge(process: Gaussian, t: Level) -> None:
+    for s in process.schedule.levels([0.2 * t.time, 0.9 * t.time]):
+        # Bayes: the precision of q(x_s | x_t, x_0) is that of q(x_s | x_0) plus that of the chain's q(x_t | x_s)
+        ratio = t.alpha / s.alpha
+        chain = t.sigma**2 - (ratio * s.sigma) ** 2
+        posterior = 1 / (1 / s.sigma**2 + ratio**2 / chain)
+        gap = abs(process.lag(t, s) / posterior - 1)
+        require(gap < 1e-6, f"the bridge's variance is off from Bayes' rule by {gap:.1e}")
+        weight = math.sqrt(s.sigma**2 - process.lag(t, s)) / t.sigma
+        gap = abs(weight / (posterior * ratio / chain) - 1)
+        require(gap < 1e-5, f"the bridge's weight of x_t is off from Bayes' rule by {gap:.1e}")

@@ -1,0 +1,63 @@
+"""Solvers: how noise becomes data."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ..errors import SolverError, choose
+from .ancestral import DDIM, Ancestral
+from .dpm import DPMpp2M
+from .grid import (
+    GRIDS,
+    CosineGrid,
+    FlowGrid,
+    Grid,
+    KarrasGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    UniformGrid,
+    build_grid,
+    check_levels,
+)
+from .runge_kutta import EDMSolver, Euler, Heun
+from .solver import FRAMES, Callback, Solver, integrate, sample
+
+SOLVERS: dict[str, type[Solver]] = {
+    cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+}
+
+
+def build_solver(kind: str, **config: Any) -> Solver:
+    """A solver from its name and values."""
+    cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
+    for name in config:
+        choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
+    return cls(**config)
+
+
+__all__ = [
+    "DDIM",
+    "FRAMES",
+    "GRIDS",
+    "SOLVERS",
+    "Ancestral",
+    "Callback",
+    "CosineGrid",
+    "DPMpp2M",
+    "EDMSolver",
+    "Euler",
+    "FlowGrid",
+    "Grid",
+    "Heun",
+    "KarrasGrid",
+    "LogSNRGrid",
+    "QuadraticGrid",
+    "Solver",
+    "UniformGrid",
+    "build_grid",
+    "build_solver",
+    "check_levels",
+    "integrate",
+    "sample",
+]
