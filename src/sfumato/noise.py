@@ -78,7 +78,12 @@ class Noise:
     indices: tuple[int, ...]
 
     def __init__(self, seed: int, indices: int | Sequence[int]):
-        rows = range(indices) if isinstance(indices, int) else indices
+        # a count says samples 0 to count - 1; range(-3) would quietly be no samples at all
+        rows = (
+            range(_uint64(indices, "a number of samples"))
+            if isinstance(indices, (int, np.integer))
+            else indices
+        )
         object.__setattr__(self, "seed", _uint64(seed, "seed"))
         object.__setattr__(self, "indices", tuple(_uint64(i, "a sample's index") for i in rows))
 
@@ -87,6 +92,7 @@ class Noise:
             raise ValueError(f"a batch of {like.shape[0]} was asked of noise for {len(self.indices)} samples")
         size = like[0].numel() if len(self.indices) else 0
         even = size + size % 2
+        step, stream = _uint64(step, "step"), _uint64(stream, "stream")
         words = _words([(self.seed, i) for i in self.indices], step, stream, even)
         values = _normals(words) if normal else (words >> 8).astype(np.float32) * np.float32(2.0**-24)
         return torch.from_numpy(values[:, :size]).reshape(like.shape).to(like)
@@ -127,6 +133,10 @@ class BatchNoise:
 
     seed: int
     step: int
+
+    def __post_init__(self) -> None:
+        _uint64(self.seed, "seed")
+        _uint64(self.step, "step")
 
     def _generator(self, like: Tensor, stream: int) -> torch.Generator:
         mixed = np.random.SeedSequence([self.seed, self.step, stream]).generate_state(1, np.uint64)[0]

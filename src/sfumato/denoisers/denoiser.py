@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import SolverError, choose
 from ..processes import PARAMETERISATIONS, Gaussian, Level, Prediction
 from ..processes.gaussian import fit, root
+from ..processes.laws import require
 
 Condition = Mapping[str, Tensor] | None
 LOG_SNR_LIMIT = 20.0  # beyond it a noise level is indistinguishable from the end of the schedule in float32
@@ -78,18 +79,23 @@ class Denoiser(nn.Module):
             out, variance = out.chunk(2, dim=1)
         if out.shape != x_t.shape:
             raise SolverError(f"the network made {tuple(out.shape)} of {tuple(x_t.shape)}; shapes must agree")
+        # under autocast a network answers in half precision; what it says is worked with in x_t's
+        out, variance = out.to(x_t.dtype), None if variance is None else variance.to(x_t.dtype)
         return Prediction(out, self.parameterisation, x_t, level, self.process, variance)
 
 
 def check_denoiser(denoiser: Denoises, x: Tensor, condition: Condition = None) -> None:
-    """Raise AssertionError unless a denoiser keeps shapes, treats each sample alone and takes every form of time."""
+    """Raise LawBroken unless a denoiser keeps shapes, treats each sample alone and takes every form of time."""
     with torch.no_grad():
         together = denoiser(x, 0.5, condition).x0
-        assert together.shape == x.shape, f"x0 has shape {tuple(together.shape)} for x_t of {tuple(x.shape)}"
-        size = together.abs().max().clamp(min=1)
-        for form in (denoiser.process.level(0.5), torch.full((len(x),), 0.5)):
-            gap = (denoiser(x, form, condition).x0 - together).abs().max() / size
-            assert gap < 1e-5, f"a time given as {type(form).__name__} changes the prediction by {gap:.1e}"
+        require(
+            together.shape == x.shape, f"x0 has shape {tuple(together.shape)} for x_t of {tuple(x.shape)}"
+        )
+        require(bool(together.isfinite().all()), "x0 is not finite at t = 0.5")
+        size = float(together.abs().max().clamp(min=1))
+        for form in (denoiser.process.level(0.5), torch.full((len(x),), 0.5, device=x.device)):
+            gap = float((denoiser(x, form, condition).x0 - together).abs().max()) / size
+            require(gap < 1e-5, f"a time given as {type(form).__name__} changes the prediction by {gap:.1e}")
         one = None if condition is None else {name: value[:1] for name, value in condition.items()}
-        gap = (denoiser(x[:1], 0.5, one).x0 - together[:1]).abs().max() / size
-        assert gap < 1e-4, f"a sample alone differs from the same sample in a batch by {gap:.1e}"
+        gap = float((denoiser(x[:1], 0.5, one).x0 - together[:1]).abs().max()) / size
+        require(gap < 1e-4, f"a sample alone differs from the same sample in a batch by {gap:.1e}")

@@ -7,9 +7,10 @@ A chain of T steps at times i/T has, for p(x_s | x_t) = N(mean(x_t, x0^), V) bui
                    - log P(x_0 | x_{1/T})                                       decoder.
 
 Every term is between Gaussians, hence exact given x_t; the decoder is a Gaussian integrated over the bin of each
-8-bit value (width 2/255 in [-1, 1], open at both ends). A network with learned variance interpolates log V between
-the bounds of the reverse variance (Nichol & Dhariwal 2021, eq. 15): the lag of the bridge, right when x_0 is known, and
-the chain's own sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, right when x_0 is white noise.
+8-bit value (width 2/255 in [-1, 1], open at both ends). The chain ends at x_0 itself: where a schedule keeps some
+noise at t = 0 (VE, EDM), its last step goes to the clean data all the same. A network with learned variance
+interpolates log V between the bounds of the reverse variance (Nichol & Dhariwal 2021, eq. 15): the lag of the bridge,
+right when x_0 is known, and the chain's own sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, right when x_0 is white noise.
 
 One random term times T estimates the sum without bias; all T terms give it exactly. Divided by dim log 2 it is bits
 per dimension.
@@ -28,7 +29,7 @@ from torch import Tensor
 from ..denoisers import Condition, Denoiser, Denoises
 from ..errors import RecipeError
 from ..noise import Draws
-from ..processes import Gaussian, Prediction
+from ..processes import CLEAN, Gaussian, Level, Prediction
 from .denoising import EPS, TIME, Batch, Denoising, drop_condition
 
 
@@ -44,17 +45,19 @@ def gaussian_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_var: Tensor, values: int = 256) -> Tensor:
     """log of a Gaussian's mass in the bin around x, elementwise: `values` even values in [-1, 1], end bins open."""
-    half = 1.0 / (values - 1)
-    scale = torch.exp(-0.5 * log_var)
+    half, dtype = 1.0 / (values - 1), x.dtype
+    # float64: the gradient of log_ndtr(z) is exp(-z^2/2 - log_ndtr(z)), which in float32 overflows from |z| = 2e4 on
+    x, mean = x.double(), mean.double()
+    scale = torch.exp(-0.5 * log_var.double())
     upper, lower = (x + half - mean) * scale, (x - half - mean) * scale
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     # log(cdf(upper) - cdf(lower)); by symmetry take the side on which the two do not both round to 1
     flip = lower > 0
     big = torch.where(flip, torch.special.log_ndtr(-lower), log_upper)
     small = torch.where(flip, torch.special.log_ndtr(-upper), log_lower)
-    inside = big + torch.log1p(-torch.exp((small - big).clamp(max=-1e-7)))
+    inside = big + torch.log1p(-torch.exp((small - big).clamp(max=-1e-14)))
     low_end = torch.where(x < -1 + half, log_upper, inside)
-    return torch.where(x > 1 - half, torch.special.log_ndtr(-lower), low_end)
+    return torch.where(x > 1 - half, torch.special.log_ndtr(-lower), low_end).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ class Bound:
         log_own, log_known = x0.new_tensor(own).log(), x0.new_tensor(known).log()
         return _flat(gaussian_kl(end.alpha * x0, log_known, torch.zeros_like(x0), log_own))
 
+    def levels(self, process: Gaussian, index: Tensor) -> tuple[Level, Level]:
+        """Where step index (batch,) comes from and where it goes: i/T and (i - 1)/T, the last of them clean."""
+        index = index.double()
+        s = process.level((index - 1) / self.steps)
+        ends = zip(s, CLEAN, strict=True)
+        return process.level(index / self.steps), Level(
+            *(torch.where(index == 1, end, row) for row, end in ends)
+        )
+
     def reverse_log_variance(self, prediction: Prediction, t: Any, s: Any) -> Tensor:
         """log V of p(x_s | x_t): between the bridge's lag (the fixed choice) and the chain's variance."""
         process, x = prediction.process, prediction.x_t
@@ -103,7 +115,7 @@ class Bound:
     ) -> tuple[Tensor, Prediction]:
         """The term of step index (batch,), 1 being the decoder, in nats per dimension, and the prediction it used."""
         process = denoiser.process
-        t, s = process.level(index.double() / self.steps), process.level((index.double() - 1) / self.steps)
+        t, s = self.levels(process, index)
         x_t = process.corrupt(x0, t, eps)
         prediction = denoiser(x_t, t, condition)
         return self._term(prediction, x0, x_t, t, s), prediction
@@ -119,6 +131,9 @@ class Bound:
         true_mean, mean = share * x0 + r * x_t, share * prediction.x0 + r * x_t
         log_lag = lag.clamp(min=1e-20).log().to(x0.dtype).reshape(shape)
         kl = _flat(gaussian_kl(true_mean, log_lag, mean, log_var))
+        # where it is not asked for it is given what it can do, so that no gradient of it overflows there
+        clean = (s.sigma == 0).reshape(shape)
+        mean, log_var = torch.where(clean, mean, x0), torch.where(clean, log_var, torch.zeros_like(log_var))
         decoder = -_flat(discretised_log_likelihood(x0, mean, log_var, self.values))
         return torch.where(s.sigma > 0, kl, decoder.to(kl.dtype))
 
@@ -178,8 +193,7 @@ class Hybrid:
         x0, process = batch["x"], denoiser.process
         t = self.denoising.times.sample(x0, process.schedule, noise, TIME)
         index = (t * self.bound.steps).ceil().clamp(1, self.bound.steps)
-        level = process.level(index / self.bound.steps)
-        s = process.level((index - 1) / self.bound.steps)
+        level, s = self.bound.levels(process, index)
         eps = noise.normal(x0, EPS)
         x_t = process.corrupt(x0, level, eps)
         condition = drop_condition(batch.get("condition"), self.denoising.drop, self.denoising.classes, noise)

@@ -7,6 +7,7 @@ still uniform, so the loss keeps its expectation, and its variance over a batch 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -26,6 +27,13 @@ class Times:
 
     kind: ClassVar[str] = ""
     stratified: bool = True
+
+    def __post_init__(self) -> None:
+        std = getattr(self, "std", 1.0)
+        if not 0 < std < math.inf or not math.isfinite(getattr(self, "mean", 0.0)):
+            raise RecipeError(
+                f"a time distribution needs a finite mean and a positive std, not {self.to_json()}"
+            )
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
         """The time below which a share u of the draws lie; float64, any shape."""
@@ -86,6 +94,4 @@ def build_times(kind: str = "uniform", **config: Any) -> Times:
     cls = TIMES[choose(kind, TIMES, "time distribution")]
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} time distribution")
-    if config.get("std", 1.0) <= 0:
-        raise RecipeError(f"std of a time distribution must be positive, not {config['std']!r}")
     return cls(**config)

@@ -33,6 +33,15 @@ class Weighting:
     kind: ClassVar[str] = ""
     space: str = "x0"
 
+    def __post_init__(self) -> None:
+        choose(self.space, PARAMETERISATIONS, "space of a weighting")
+        if self.kind != "plain" and self.space != type(self).space:
+            raise RecipeError(
+                f"the {self.kind} weighting is defined on {type(self).space!r}; only 'plain' takes another space"
+            )
+        if getattr(self, "gamma", 1.0) <= 0 or getattr(self, "floor", 0.0) < 0:
+            raise RecipeError(f"a weighting needs gamma > 0 and floor >= 0, not {self.to_json()}")
+
     def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
         """The weight (batch,) of the squared error in `self.space`."""
         raise NotImplementedError
@@ -111,13 +120,4 @@ def build_weighting(kind: str = "plain", **config: Any) -> Weighting:
     cls = WEIGHTINGS[choose(kind, WEIGHTINGS, "weighting")]
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} weighting")
-    if "space" in config:
-        choose(config["space"], PARAMETERISATIONS, "space of a weighting")
-        if kind != "plain" and config["space"] != cls().space:
-            raise RecipeError(
-                f"the {kind} weighting is defined on {cls().space!r}; only 'plain' takes another space"
-            )
-    for name in ("gamma",):
-        if config.get(name, 1.0) <= 0:
-            raise RecipeError(f"{name} of a weighting must be positive, not {config[name]!r}")
     return cls(**config)

@@ -19,7 +19,7 @@ Where D = 0 the prediction says nothing about x_0 (eps at alpha = 0, x0 at sigma
 
     f(t) = alpha'/alpha,   g(t)^2 = 2 sigma sigma' - 2 f sigma^2 = -sigma^2 lambda'(t)   (Song et al. 2021).
 
-**Bridge.** For s before t, with the lag v = sigma_s^2 (1 - exp(lambda_t - lambda_s)), the variance of q(x_s | x_t, x_0),
+**Bridge.** For s before t, with the lag v = sigma_s^2 (1 - exp(lambda_t - lambda_s)), variance of q(x_s | x_t, x_0),
 
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z,        z ~ N(0, I),
 
@@ -62,15 +62,17 @@ def _mix(own: tuple[Any, Any], wanted: tuple[Any, Any], level: Level, kind: str)
     alpha, sigma = level.alpha, level.sigma
     determinant = alpha * b - a * sigma
     if isinstance(determinant, Tensor):
-        singular = bool((determinant.abs() < 1e-12).any())
+        # written so that NaN is singular too
+        singular = not bool(((determinant.abs() >= 1e-12) & (determinant.abs() < math.inf)).all())
     else:
-        singular = abs(determinant) < 1e-12 or not math.isfinite(determinant)
+        singular = not 1e-12 <= abs(determinant) < math.inf
     if singular:
         raise SolverError(
-            f"a prediction of {kind!r} says nothing of x0 where alpha = {alpha:.3g} and sigma = {sigma:.3g} (D = 0): "
-            "predict 'v' or 'velocity', or keep away from that end"
+            f"a prediction of {kind!r} says nothing of x0 where alpha = {alpha:.3g} and sigma = {sigma:.3g} "
+            f"(D = {determinant:.3g}): predict 'v', or keep away from that end"
             if not isinstance(determinant, Tensor)
-            else f"a prediction of {kind!r} says nothing of x0 at some of these levels (D = 0)"
+            else f"a prediction of {kind!r} says nothing of x0 at some of these levels (D = 0): "
+            "predict 'v', or keep away from that end"
         )
     return (a2 * b - b2 * a) / determinant, (alpha * b2 - sigma * a2) / determinant
 
@@ -86,8 +88,8 @@ def _linear(coefficients: tuple[Any, Any], x: Tensor, y: Tensor) -> Tensor:
 class Prediction:
     """What a denoiser says about x_0, held in the row it was said in and converted when asked.
 
-    value: the prediction, shaped like x_t. kind: its row's name. log_variance: log of the variance of p(x_s | x_t)
-    as an interpolation weight in [-1, 1] where the network learns it (Nichol & Dhariwal 2021), else None.
+    value: the prediction, shaped like x_t. kind: its row's name. variance: where the network learns the variance of
+    p(x_s | x_t), its place between the log of the two bounds, -1 to 1 (Nichol & Dhariwal 2021), else None.
     """
 
     value: Tensor
@@ -177,6 +179,8 @@ class Gaussian:
 
     def gain(self, source: str, target: str, level: Level) -> Any:
         """How an error in one row grows in another: (alpha b' - sigma a') / D. Its square turns losses into losses."""
+        if source == target:  # also where D = 0
+            return torch.ones_like(level.alpha) if isinstance(level.alpha, Tensor) else 1.0
         return _mix(self.row(source, level), self.row(target, level), level, source)[1]
 
     def convert(self, y: Tensor, x_t: Tensor, t: Scalar | Level, source: str, target: str) -> Tensor:
@@ -221,7 +225,10 @@ class Gaussian:
 
     def drift(self, t: Scalar | Level) -> Any:
         """f(t) = alpha' / alpha of the forward SDE dx = f x dt + g dw."""
-        return self.rates(t)[0] / self.level(t).alpha
+        alpha = self.level(t).alpha
+        if not isinstance(alpha, Tensor) and alpha == 0:
+            raise SolverError("the drift alpha'/alpha is infinite where alpha = 0: stay at times below 1")
+        return self.rates(t)[0] / alpha
 
     def diffusion(self, t: Scalar | Level) -> Any:
         """g(t) = sqrt(2 sigma (sigma' - f sigma)) of the forward SDE."""

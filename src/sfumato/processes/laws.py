@@ -2,17 +2,19 @@
 
 * The log-SNR falls, is 2 log(alpha / sigma), and `time` is its inverse.
 * (alpha, sigma) lies on the stated path; the derivatives are the slopes that finite differences measure.
-* `convert` closes its cycle over every pair of rows wherever D is not 0, and refuses where it is.
+* `convert` closes its cycle over every pair of rows wherever D is not 0, and refuses where it is (at both ends).
 * The bridge at eta = 1 is the posterior that Bayes' rule gives, in its variance and in its weight of x_t.
-* The SDE carries the marginals: d(sigma^2)/dt = 2 f sigma^2 + g^2.
+* The SDE carries the marginals: f = alpha'/alpha and g^2 = -sigma^2 lambda', in the slopes of finite differences.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from ..errors import SolverError
 from .gaussian import PARAMETERISATIONS, Gaussian
 from .schedule import Level
 
@@ -43,14 +45,17 @@ def check_process(process: Gaussian, points: int = 41) -> None:
     require(bool((log_snr.diff() < 0).all()), f"the log-SNR of {schedule.kind} must fall with time")
     gap = (log_snr - 2 * torch.log(alpha / sigma)).abs().max()
     require(float(gap) < 1e-7, f"log_snr must be 2 log(alpha / sigma); {schedule.kind} is off by {gap:.1e}")
+    require(schedule.path in _PATHS, f"{schedule.kind} names a path that is none: {schedule.path!r}")
     off = float(_PATHS[schedule.path](alpha, sigma).abs().max())
     require(off < 1e-9, f"{schedule.kind} leaves its path {schedule.path} by {off:.1e}")
     gap = (schedule.time(log_snr) - t).abs().max()
     require(float(gap) < 1e-7, f"time(log_snr(t)) must be t; {schedule.kind} is off by {gap:.1e}")
     _check_rates(process, t)
     for level in schedule.levels(t.tolist()[:: max(1, points // 8)]):
-        _check_cycle(process, level)
+        _check_cycle(process, level, PARAMETERISATIONS)
         _check_bridge(process, level)
+    for level in schedule.levels([0.0, 1.0]):
+        _check_end(process, level)
 
 
 def _check_rates(process: Gaussian, t: torch.Tensor) -> None:
@@ -64,19 +69,21 @@ def _check_rates(process: Gaussian, t: torch.Tensor) -> None:
         # the median: a table has kinks where the two one-sided slopes differ
         require(gap < 1e-4, f"d {name} / dt of {schedule.kind} is off by {gap:.1e} from finite differences")
     level = process.level(t)
-    lhs = 2 * level.sigma * schedule.rates(t)[1]
-    rhs = 2 * process.drift(t) * level.sigma**2 + process.diffusion(t) ** 2
-    require(bool(torch.allclose(lhs, rhs, rtol=1e-6, atol=1e-9)), "d sigma^2/dt must be 2 f sigma^2 + g^2")
+    gap = float(((slopes[0] / level.alpha - process.drift(t)).abs() / (1 + process.drift(t).abs())).median())
+    require(gap < 1e-4, f"the drift of {schedule.kind} must be alpha'/alpha; it is off by {gap:.1e}")
+    power = level.sigma**2 * (schedule.log_snr(t - h) - schedule.log_snr(t + h)) / (2 * h)
+    gap = float(((process.diffusion(t) ** 2 - power).abs() / (1 + power)).median())
+    require(gap < 1e-4, f"the diffusion of {schedule.kind} must be -sigma^2 lambda'; it is off by {gap:.1e}")
 
 
-def _check_cycle(process: Gaussian, level: Level) -> None:
+def _check_cycle(process: Gaussian, level: Level, kinds: Sequence[str]) -> None:
     x0 = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(2, 12)
     eps = torch.linspace(1, -3, 24, dtype=torch.float64).reshape(2, 12).sin()
     x_t = process.corrupt(x0, level, eps)
-    for source in PARAMETERISATIONS:
+    for source in kinds:
         a, b = process.row(source, level)
         y = a * x0 + b * eps
-        for target in PARAMETERISATIONS:
+        for target in kinds:
             there = process.convert(y, x_t, level, source, target)
             a2, b2 = process.row(target, level)
             expected = a2 * x0 + b2 * eps
@@ -84,6 +91,29 @@ def _check_cycle(process: Gaussian, level: Level) -> None:
             for got, want in ((there, expected), (back, y)):
                 gap = float((got - want).abs().max() / want.abs().max().clamp(min=1))
                 require(gap < 1e-6, f"{source} -> {target} at t = {level.time:.3f} is off by {gap:.1e}")
+
+
+def _check_end(process: Gaussian, level: Level) -> None:
+    """Rows with D != 0 close their cycle at an end of the schedule too; the others must be refused."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+    require(all(map(math.isfinite, level[1:3])), f"alpha and sigma must be finite at t = {level.time:.0f}")
+    whole = []
+    for kind in PARAMETERISATIONS:
+        if kind == "score" and level.sigma == 0:  # infinite: there is no such row
+            continue
+        determinant = process.determinant(kind, level)
+        if 1e-12 <= abs(determinant) < math.inf:
+            whole.append(kind)
+            continue
+        other = "x0" if kind != "x0" else "eps"
+        try:
+            process.convert(x, x, level, kind, other)
+        except SolverError:
+            continue
+        require(
+            False, f"{kind} -> {other} at t = {level.time:.0f}, where D = {determinant:.3g}, must be refused"
+        )
+    _check_cycle(process, level, whole)
 
 
 def _check_bridge(process: Gaussian, t: Level) -> None:

@@ -14,7 +14,7 @@ the pair (alpha, sigma):
 A point of a path is found from any pair (a, b) with b / a = sigma / alpha, without dividing, so both ends, alpha = 0
 and sigma = 0, are ordinary points. Transformations of a schedule (`Shifted`, `ZeroTerminalSNR`) act on it and stay on
 its path. Everything is computed in float64. Derivatives come from automatic differentiation, so a schedule that you
-write needs `log_snr` and nothing else (`check_process` in `processes.gaussian` states what must hold).
+write needs `log_snr` and nothing else (`check_process` in `processes.laws` states what must hold).
 
 Sources: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Nichol & Dhariwal 2021 (2102.09672);
 Jabri et al. 2022 (2212.11972) for sigmoid; Karras et al. 2022 (2206.00364); Hang et al. 2024 (2407.03297) for Laplace;
@@ -51,6 +51,9 @@ CLEAN = Level(
 )  # no noise at all: where sampling ends, also for schedules with sigma(0) > 0
 
 
+PATHS = ("vp", "flow", "ve", "sub-vp")
+
+
 def path_point(path: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The (alpha, sigma) on a path with sigma / alpha = b / a, for a, b >= 0 that are not both 0."""
     if path == "vp":
@@ -60,6 +63,8 @@ def path_point(path: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a / (a + b), b / (a + b)
     if path == "ve":
         return torch.ones_like(a), b / a
+    if path != "sub-vp":
+        raise SolverError(f"a schedule's path is one of {', '.join(PATHS)}, not {path!r}")
     # sub-vp: alpha b = a (1 - alpha^2); the root in [0, 1], written so that nothing cancels
     alpha = 2 * a / (b + torch.sqrt(b * b + 4 * a * a))
     return alpha, torch.where(a > b, alpha * b / a.clamp(min=1e-300), 1 - alpha * alpha)
@@ -82,8 +87,13 @@ class Schedule:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not math.isfinite(value):
-                raise SolverError(f"{field.name} of the {self.kind} schedule must be finite, not {value!r}")
+            if field.name == "base":
+                if not isinstance(value, Schedule):
+                    raise SolverError(f"base of the {self.kind} schedule must be a schedule, not {value!r}")
+            elif not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise SolverError(
+                    f"{field.name} of the {self.kind} schedule must be a finite number, not {value!r}"
+                )
         self._check()
 
     def _check(self) -> None: ...
@@ -166,9 +176,8 @@ class _VariancePreserving(Schedule):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = self.log_alpha(t)
-        return torch.exp(log_alpha), torch.sqrt(
-            0.0 - torch.expm1(2 * log_alpha)
-        )  # 0.0 - 0.0 has no minus sign
+        # 0.0 - 0.0 has no minus sign
+        return torch.exp(log_alpha), torch.sqrt(0.0 - torch.expm1(2 * log_alpha))
 
     def log_snr(self, t: Tensor) -> Tensor:
         log_alpha = self.log_alpha(t)
@@ -218,8 +227,11 @@ class DDPM(_VariancePreserving):
     @cached_property
     def table(self) -> Tensor:
         """log alpha at t = 0, 1/steps, ..., 1, shape (steps + 1,)."""
-        beta = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
-        return torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
+        with torch.inference_mode(
+            False
+        ):  # kept, hence also met by `rates`, whose graph takes no inference tensors
+            beta = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
+            return torch.cat([beta.new_zeros(1), 0.5 * torch.log1p(-beta).cumsum(0)])
 
     def log_alpha(self, t: Tensor) -> Tensor:
         position = t * self.steps
@@ -227,12 +239,13 @@ class DDPM(_VariancePreserving):
         gap = position.detach().round() - position.detach()
         position = torch.where(gap.abs() < 1e-9 * self.steps, position + gap, position)
         left = position.detach().floor().clamp(0, self.steps - 1).long()
-        weight = position - left
-        return self.table[left] * (1 - weight) + self.table[left + 1] * weight
+        weight, table = position - left, self.table.to(t.device)
+        return table[left] * (1 - weight) + table[left + 1] * weight
 
     def time_of(self, log_alpha: Tensor) -> Tensor:
-        right = torch.searchsorted(-self.table, -log_alpha.contiguous()).clamp(1, self.steps)
-        high, low = self.table[right - 1], self.table[right]
+        table = self.table.to(log_alpha.device)
+        right = torch.searchsorted(-table, -log_alpha.contiguous()).clamp(1, self.steps)
+        high, low = table[right - 1], table[right]
         return (right - 1 + (log_alpha - high) / (low - high)) / self.steps
 
 
@@ -252,6 +265,13 @@ class Cosine(_VariancePreserving):
     @property
     def _scale(self) -> float:
         return math.pi / (2 * (1 + self.s))
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # sin^2 A - sin^2 B = sin(A - B) sin(A + B): nothing cancels, and no logarithm hides the slope at alpha = 0
+        scale, whole = self._scale, math.sin(self._scale)
+        return torch.sin(scale * (1 - t)) / whole, torch.sqrt(
+            torch.sin(scale * t) * torch.sin(scale * (2 - t))
+        ) / whole
 
     def log_alpha(self, t: Tensor) -> Tensor:
         # cos(pi/2 - y) = sin(y) is 0 at t = 1 without rounding
@@ -451,14 +471,23 @@ class ZeroTerminalSNR(_VariancePreserving):
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor]:
-        alpha, _ = self.base.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        return alpha[0], alpha[1]
+        with torch.inference_mode(False):  # as for DDPM's table
+            alpha, _ = self.base.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
+            return alpha[0], alpha[1]
+
+    def _share(self, t: Tensor) -> Tensor:
+        """How far alpha has fallen, from 0 to 1: 1 - share avoids cancellation near alpha = 1."""
+        first, last = self._ends
+        return ((first - self.base.alpha_sigma(t)[0]) / (first - last)).clamp(0, 1)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # without a logarithm, so that the slope at alpha = 0 is finite
+        first, share = self._ends[0], self._share(t)
+        alpha = first * (1 - share)
+        return alpha, torch.sqrt((1 - first + first * share) * (1 + alpha))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        first, last = self._ends
-        # 1 - share avoids cancellation near alpha = 1
-        share = (first - self.base.alpha_sigma(t)[0]) / (first - last)
-        return torch.log(first) + torch.log1p(-share.clamp(0, 1))
+        return torch.log(self._ends[0]) + torch.log1p(-self._share(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
         first, last = self._ends

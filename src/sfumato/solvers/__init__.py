@@ -20,6 +20,7 @@ from .grid import (
     build_grid,
     check_levels,
 )
+from .laws import check_solver
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
@@ -58,6 +59,7 @@ __all__ = [
     "build_grid",
     "build_solver",
     "check_levels",
+    "check_solver",
     "integrate",
     "sample",
 ]

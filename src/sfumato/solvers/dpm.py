@@ -7,7 +7,7 @@ With l = lambda / 2 = log(alpha / sigma) the probability-flow ODE has the exact 
 Keeping x0 fixed over the step gives DDIM, x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) x0_t with h = l_s - l_t.
 A line in l through x0 here and at the last level gives the second order at no further evaluation (alg. 2):
 
-    D = (1 + 1 / 2r) x0_t - 1 / 2r x0_last,     r = h_last / h,       x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) D.
+    D = (1 + 1 / 2r) x0_t - 1 / 2r x0_last,     r = h_last / h,     x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) D.
 
 Both ends take care of themselves: from alpha = 0, h is infinite and e^-h = 0; after it r is infinite and the line is
 flat; and the step to sigma = 0, where the line would be followed to infinity, keeps x0 fixed.

@@ -182,6 +182,11 @@ class KarrasGrid(_Bounded):
     kind: ClassVar[str] = "karras"
     rho: float = 7.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rho <= 0:
+            raise SolverError(f"rho of a Karras grid must be positive, not {self.rho!r}")
+
     def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
         high, low = (end ** (1 / self.rho) for end in self.ends(process))
         return _at_log_snr(
@@ -192,7 +197,7 @@ class KarrasGrid(_Bounded):
 def _at_log_snr(process: Gaussian, log_snr: Tensor, first: Level) -> list[Level]:
     levels = [CLEAN if value == math.inf else process.schedule.level_at(value) for value in log_snr.tolist()]
     # the first entry is the start itself, not the start up to rounding
-    if abs(levels[0].sigma - first.sigma) < 1e-9 * max(1.0, first.sigma):
+    if levels[0].log_snr == first.log_snr or abs(levels[0].log_snr - first.log_snr) < 1e-9:
         levels[0] = first
     return levels
 

@@ -7,7 +7,7 @@ In a frame (see `solver`) the ODE is dy/du = g(y, u), and with h = u_s - u_t
 
 The last step, to sigma = 0, is Euler's: there is nothing left to evaluate at. EDM (Karras et al. 2022, alg. 2) first
 raises the noise from sigma/alpha to (1 + gamma) sigma/alpha by adding fresh noise, then makes a Heun step down from
-there; gamma = min(churn / steps, sqrt(2) - 1) inside [s_min, s_max].
+there; gamma = min(churn, sqrt(2) - 1) inside [s_min, s_max], where churn is Karras et al.'s S_churn / N.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import SolverError, choose
 from ..noise import Draws
 from ..processes import Gaussian, Level
-from .solver import FRAMES, Denoise, Solver, euler_step, frame_at
+from .solver import FRAMES, Denoise, Solver, euler_step, frame_at, frame_to
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Heun(Solver):
 
 def heun_step(frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level) -> Tensor:
     """x_s by one Heun step in a frame, Euler's where s is clean."""
+    frame = frame_to(frame, s)
     x_s, slope = euler_step(frame, denoise, process, x, t, s)
     if s.sigma == 0:
         return x_s

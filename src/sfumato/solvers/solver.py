@@ -18,7 +18,9 @@ scaled state y = x / c obeys dy/du = a x_0 + b eps with x_0 and eps the denoiser
     time    1                      t                  (alpha', sigma')        the schedule's own time
 
 `flow` and `angle` are finite at both ends, zero terminal SNR included. One Euler step in any of the first two frames is
-DDIM; higher orders differ, because a polynomial in one u is not one in another.
+DDIM; higher orders differ, because a polynomial in one u is not one in another. The time frame knows neither the clean
+end nor levels off the schedule, whose time is 0 all the same, and sigma' is infinite at the end of most schedules: a
+step that ends at time 0 is made in the flow frame instead.
 """
 
 from __future__ import annotations
@@ -93,14 +95,27 @@ def frame_at(frame: str, process: Gaussian, level: Level) -> tuple[float, float,
     return alpha, sigma / alpha, 0.0, 1.0
 
 
+def frame_to(frame: str, s: Level) -> str:
+    """The frame in which a step to s is made: the one asked for, except that time ends before the data do."""
+    return "flow" if frame == "time" and s.time == 0 else frame
+
+
 def euler_step(
     frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level
 ) -> tuple[Tensor, Tensor]:
     """x_s by one Euler step in a frame, and the slope dy/du it used."""
+    frame = frame_to(frame, s)
     c, u, a, b = frame_at(frame, process, t)
     c_end, u_end, *_ = frame_at(frame, process, s)
     slope = denoise(x, t).combine(a, b)
     return (c_end / c) * x + (c_end * (u_end - u)) * slope, slope
+
+
+def check_served(solver: Solver, process: Any) -> None:
+    """Raise SolverError unless the solver serves this kind of process."""
+    if not isinstance(process, solver.serves):
+        names = ", ".join(cls.__name__ for cls in solver.serves)
+        raise SolverError(f"the {solver.kind} solver serves {names} processes, not {type(process).__name__}")
 
 
 def integrate(
@@ -120,9 +135,7 @@ def integrate(
     being finite, naming the step.
     """
     process = denoiser.process
-    if not isinstance(process, solver.serves):
-        names = ", ".join(cls.__name__ for cls in solver.serves)
-        raise SolverError(f"the {solver.kind} solver serves {names} processes, not {type(process).__name__}")
+    check_served(solver, process)
     check_levels(levels)
     steps, last = len(levels) - 1, None
 
@@ -160,6 +173,8 @@ def sample(
 
     like: a tensor whose dtype and device the samples take (float32 on the CPU without one).
     """
+    check_served(solver, denoiser.process)
+    check_levels(levels)
     base = torch.empty(0) if like is None else like
     x = base.new_empty(len(noise.indices), *shape)
     x = denoiser.process.prior(x, noise.at(0), levels[0])

@@ -1,0 +1,168 @@
+"""The bundle: a trained model as a folder that anyone can open and nobody needs to trust.
+
+    model/
+      bundle.json            network, process, row, domain, sampling, recipe, data card, versions, hashes
+      weights.safetensors    the averaged weights
+      README.md              the model card, written by the run
+      figures/               the pictures that the card shows
+
+There is no code in it: the network is named, and its JSON configuration goes to the constructor of that name. Loading
+checks before it builds: the JSON carries a SHA-256 of itself and of the weights, and a bundle that was truncated,
+edited or never was one is refused in one line that says what is wrong. It is written aside and renamed, so that a full
+disk or a kill leaves the old bundle or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+
+from . import __version__
+from .denoisers import Denoiser
+from .domains.images import Images
+from .errors import BundleError, RunError, SfumatoError
+from .model import Model, Sampling
+from .networks import build
+from .processes import build_process
+from .training.files import folder_atomically, opened, reason, write_safetensors
+
+FORMAT, VERSION = "sfumato-bundle", 1
+LARGEST_JSON = 16 * 2**20
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the record without its own entry "sha256", as canonical JSON."""
+    plain = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def save(
+    model: Model,
+    folder: str | Path,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    figures: Mapping[str, bytes] | None = None,
+    guidable: bool = True,
+) -> dict[str, Any]:
+    """Write a model as a bundle and return its record; atomic, and replaces a bundle that is there.
+
+    recipe, data, training: what made it, plain values. card: the model card in Markdown. figures: PNG files by name.
+    guidable: whether labels were dropped in training. Raises RunError if the folder cannot be written.
+    """
+    network = model.denoiser.network
+    folder = Path(folder)
+    try:
+        with folder_atomically(folder) as aside:
+            with opened(aside / "weights.safetensors") as file:
+                weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+                digest = write_safetensors(file, weights, {"format": FORMAT})
+            record: dict[str, Any] = {
+                "format": FORMAT,
+                "version": VERSION,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": {
+                    "sfumato": __version__,
+                    "torch": str(torch.__version__),
+                    "python": platform.python_version(),
+                },
+                "network": {"kind": network.kind, "config": network.config},
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "process": model.denoiser.process.to_json(),
+                "denoiser": {
+                    "parameterisation": model.denoiser.parameterisation,
+                    "learned_variance": model.denoiser.learned_variance,
+                },
+                "domain": model.domain.to_json(),
+                "sampling": model.sampling.to_json(),
+                "guidable": guidable,
+                "recipe": dict(recipe or {}),
+                "data": dict(data or {}),
+                "training": dict(training or {}),
+                "files": {"weights.safetensors": digest},
+            }
+            record = json.loads(json.dumps(record))  # what is hashed is what will be read
+            record["sha256"] = _digest(record)
+            with opened(aside / "bundle.json") as file:
+                file.write(json.dumps(record, indent=1).encode())
+            if card is not None:
+                (aside / "README.md").write_text(card)
+            for name, content in (figures or {}).items():
+                (aside / "figures").mkdir(exist_ok=True)
+                (aside / "figures" / name).write_bytes(content)
+    except OSError as error:
+        raise RunError(f"could not write the bundle {folder}: {reason(error)}") from error
+    return record
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The checked record of a bundle, without loading its weights. Raises BundleError saying what is wrong."""
+    folder = Path(folder)
+    path = folder / "bundle.json"
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no bundle: there is no such folder")
+    if not path.is_file():
+        inside = folder / "model" / "bundle.json"
+        hint = f"; did you mean {inside.parent}?" if inside.is_file() else ""
+        raise BundleError(f"{folder} is no bundle: it has no bundle.json{hint}")
+    if path.stat().st_size > LARGEST_JSON:
+        raise BundleError(f"{path} is {path.stat().st_size:,} bytes long; a bundle's record never is")
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not whole JSON: the bundle is damaged ({error})") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise BundleError(f"{path} is not a sfumato bundle: its format is not {FORMAT!r}")
+    if record.get("version") != VERSION:
+        raise BundleError(
+            f"{path} has bundle version {record.get('version')!r}; this sfumato reads version {VERSION}"
+        )
+    if record.get("sha256") != _digest(record):
+        raise BundleError(f"{path} was edited or damaged: it does not have the SHA-256 that it states")
+    return record
+
+
+def load(folder: str | Path) -> Model:
+    """The model in a bundle, ready to sample. Runs no code of the bundle's.
+
+    Raises BundleError for a bundle that is damaged, edited, foreign or of another version, with the reason.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    path = folder / "weights.safetensors"
+    if not path.is_file():
+        raise BundleError(f"{folder} has no weights.safetensors: the bundle is not whole")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["files"].get(path.name):
+        kind = " (it is a pickle, which could run code: it was not opened)" if _pickled(content) else ""
+        raise BundleError(
+            f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"
+        )
+    try:
+        network = build(record["network"]["kind"], **record["network"]["config"])
+        network.load_state_dict(load_safetensors(content))
+        process = build_process(**record["process"])
+        denoiser = Denoiser(network, process, **record["denoiser"])
+        model = Model(
+            denoiser, Images.from_json(record["domain"]), Sampling.from_json(record["sampling"]), record
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, SfumatoError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{folder} does not describe a model of this sfumato: {line}") from error
+    model.denoiser.eval().requires_grad_(False)
+    return model
+
+
+def _pickled(content: bytes) -> bool:
+    return content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and content[8:9] != b"{")

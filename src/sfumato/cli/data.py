@@ -1,0 +1,90 @@
+"""`sfumato data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+app = App(name="data", help="List, fetch and check data.")
+
+
+@app.command(name="list")
+def list_() -> int:
+    """List the data that sfumato knows by name."""
+    from ..domains.sources import list_sources, way_names
+    from .show import table
+
+    rows = [
+        [card.name, card.description, f"{card.count:,}", card.licence, ", ".join(way_names(card.name))]
+        for card in list_sources()
+    ]
+    table("", ["name", "what", "pictures", "licence", "ways to get it"], rows)
+    return 0
+
+
+@app.command
+def fetch(
+    name: str,
+    /,
+    *,
+    ways: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    path: Path | None = None,
+    refresh: bool = False,
+) -> int:
+    """Get data by name into the cache, each file checked against its SHA-256.
+
+    Parameters
+    ----------
+    name
+        A name from: sfumato data list
+    ways
+        Which ways to try, in order; see: sfumato data list
+    path
+        Take the files from this folder and nowhere else.
+    refresh
+        Pass over the cache and make it anew.
+    """
+    from ..domains import sources
+    from .show import console, say
+
+    folder = sources.fetch(name, say, ways=ways, path=path, refresh=refresh)
+    console.print(f"{name} is in {folder}", soft_wrap=True)
+    return 0
+
+
+@app.command
+def check(source: str, /) -> int:
+    """Read data whole and report what is in them and what is wrong; code 1 if anything is.
+
+    Parameters
+    ----------
+    source
+        A folder, a file, or a name from: sfumato data list
+    """
+    from ..domains.sources import check as look
+    from .show import console, pairs
+
+    found = look(source)
+
+    def counts(values: dict[str, int]) -> str:
+        return ", ".join(f"{name} ({count:,})" for name, count in values.items()) or "none"
+
+    pairs(
+        {
+            "source": f"{found.name} ({found.kind})",
+            "pictures": f"{found.count:,}",
+            "sizes": counts(found.sizes),
+            "channels": counts(found.channels),
+            "classes": counts(found.classes),
+        }
+    )
+    for title, reason in found.corrupt:
+        console.print(f"damaged: {title}: {reason}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    for problem in found.problems:
+        console.print(f"[red]problem:[/red] {problem}", soft_wrap=True)
+    console.print("fit to train on" if found.ok else "not fit to train on as it is")
+    return 0 if found.ok else 1

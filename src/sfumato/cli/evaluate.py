@@ -1,0 +1,114 @@
+"""`sfumato evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from ..recipes.judge import Judgement
+
+
+def evaluate(
+    bundle: Path,
+    /,
+    *,
+    samples: int | None = None,
+    steps: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    seed: int | None = None,
+    receipt: Path | None = None,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+) -> int:
+    """Measure a model against its data; every figure gets an interval and a receipt.
+
+    Writes OUT/receipts/*.json and OUT/report.html, and puts the figures on the model's card.
+    With --receipt, computes the figures of that receipt again and says whether they agree (code 1 if not).
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    samples
+        How many samples are judged, instead of the recipe's number.
+    steps
+        Numbers of steps to compare, instead of the recipe's.
+    seed
+        Seed of the samples, instead of the recipe's.
+    receipt
+        A receipt to be checked.
+    out
+        Where to write; default: the folder that the model is in.
+    """
+    if receipt is not None:
+        return _check(bundle, receipt)
+    from ..recipes.judge import judge
+    from ..recipes.report import write_report
+    from .show import Bar, console, say
+
+    out = out or bundle.parent
+    with Bar("evaluating") as bar:
+
+        def told(what: str, done: int, total: int) -> None:
+            bar.what = what
+            bar.update(done, total, what)
+
+        found = judge(bundle, out, samples=samples, steps=steps, seed=seed, progress=told, say=say)
+    show(found)
+    first = found.receipts["quality"][1]
+    commands = [
+        ("compute the figures again and compare", f"sfumato evaluate {bundle} --receipt {first}"),
+        ("draw samples", f"sfumato sample {bundle} --count 16 --out {out / 'drawn'}"),
+        ("see what is in the model", f"sfumato inspect {bundle}"),
+    ]
+    page = write_report(found, bundle.parent, out, commands)
+    console.print(f"report: {page}", soft_wrap=True)
+    console.print(f"receipts: {first.parent}", soft_wrap=True)
+    return 0
+
+
+def show(found: Judgement) -> None:
+    """Print the measures, and the comparison of numbers of steps."""
+    from .show import console, table
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4g}"
+
+    rows = [
+        [m.name, number(m.value), f"{number(m.low)} … {number(m.high)}", number(m.floor), f"{m.n:,}"]
+        for m in found.measures
+    ]
+    table("", ["figure", "value", "95 % interval", "held-out real data", "samples"], rows)
+    if found.curve:
+        heads = ["steps", "Fréchet distance", "95 % interval", "held-out real data"]
+        points = [
+            [
+                row["steps"],
+                number(row["value"]),
+                f"{number(row['low'])} … {number(row['high'])}",
+                number(row["floor"]),
+            ]
+            for row in found.curve
+        ]
+        console.print()
+        table("", heads, points)
+
+
+def _check(bundle: Path, path: Path) -> int:
+    from ..evaluation.receipts import Receipt
+    from ..recipes.judge import Bench
+    from .show import Bar, console, table
+
+    receipt = Receipt.read(path)
+    with Bar("computing again") as bar:
+        bench = Bench(bundle, lambda what, done, total: bar.update(done, total, what))
+        rows = bench.recompute(receipt)
+    shown = [
+        [row.name, f"{row.stated:.6g}", "–" if row.found is None else f"{row.found:.6g}", row.verdict]
+        for row in rows
+    ]
+    table("", ["figure", "stated", "computed again", "verdict"], shown)
+    agrees = all(row.agrees for row in rows)
+    console.print("The receipt agrees." if agrees else "[red]The receipt does not agree.[/red]")
+    return 0 if agrees else 1

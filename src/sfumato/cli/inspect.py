@@ -1,0 +1,51 @@
+"""`sfumato inspect`."""
+
+from __future__ import annotations
+
+import json as js
+from pathlib import Path
+
+
+def inspect(bundle: Path, /, *, json: bool = False) -> int:
+    """Show what is in a model's folder, and check that it is whole.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    json
+        Print the whole record as JSON instead.
+    """
+    from ..bundle import load
+    from .show import console, pairs
+
+    model = load(bundle)
+    record = model.info
+    if json:
+        print(js.dumps(record, indent=1))
+        return 0
+    data, training, plan = record["data"].get("train", {}), record["training"], record["sampling"]
+    console.print(
+        f"[bold]{record['recipe'].get('name', bundle.name)}[/bold] {record['recipe'].get('about', '')}"
+    )
+    config = ", ".join(
+        f"{k}={v}" for k, v in record["network"]["config"].items() if v not in (None, (), [], 0, False)
+    )
+    pairs(
+        {
+            "network": f"{record['network']['kind']}, {record['parameters']:,} parameters ({config})",
+            "process": f"{record['process']['schedule']}, sigma_data {record['process']['sigma_data']}",
+            "predicts": record["denoiser"]["parameterisation"],
+            "state": "×".join(map(str, model.domain.shape)) + " (channels, height, width), in [-1, 1]",
+            "labels": ", ".join(model.classes) or "none",
+            "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
+            f"guidance {plan['guidance']:g}",
+            "trained on": f"{data.get('name', '?')}: {data.get('count', 0):,} pictures, {training.get('images', 0):,} shown, "
+            f"{training.get('seconds', 0):,.0f} s",
+            "licence of data": data.get("licence", "not stated"),
+            "made": f"{record['created']} by sfumato {record['versions']['sfumato']}, torch {record['versions']['torch']}",
+            "SHA-256": record["sha256"],
+        }
+    )
+    console.print("whole: the record and the weights have the SHA-256 that they state")
+    return 0

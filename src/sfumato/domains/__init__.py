@@ -1,0 +1,71 @@
+"""What one kind of data is: how it is found, read, turned into tensors and back, written and shown.
+
+`build_domain("images", size=28, channels=1)` makes a domain, `domain.read("fashion-mnist")` its data, and
+`check_domain(domain)` runs the laws that it must obey. Names are loaded on first use: listing the data sources
+needs neither PyTorch nor Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sfumato.errors import DataError, choose
+
+if TYPE_CHECKING:
+    from sfumato.domains.cache import cache_folder
+    from sfumato.domains.checks import DataCheck, check
+    from sfumato.domains.image_data import ImageData
+    from sfumato.domains.images import Images
+    from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.source import Source
+    from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
+
+_HOMES = {
+    "DataCard": "sources",
+    "DataCheck": "checks",
+    "ImageData": "image_data",
+    "Images": "images",
+    "LawBroken": "laws",
+    "Source": "source",
+    "cache_folder": "cache",
+    "check": "checks",
+    "check_domain": "laws",
+    "fetch": "sources",
+    "list_sources": "sources",
+    "way_names": "sources",
+}
+_DOMAINS = {"images": ("images", "Images")}
+
+__all__ = [
+    "DataCard",
+    "DataCheck",
+    "ImageData",
+    "Images",
+    "LawBroken",
+    "Source",
+    "build_domain",
+    "cache_folder",
+    "check",
+    "check_domain",
+    "fetch",
+    "list_sources",
+    "way_names",
+]
+
+
+def build_domain(kind: str, **config: Any) -> Images:
+    """A domain by its kind ("images") and settings. Raises DataError naming the nearest for one it does not know."""
+    module, name = _DOMAINS[choose(kind, _DOMAINS, "domain", DataError)]
+    domain = getattr(importlib.import_module(f"sfumato.domains.{module}"), name)
+    return domain.from_json({"kind": kind, **config})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sfumato.domains.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

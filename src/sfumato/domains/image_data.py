@@ -1,0 +1,189 @@
+"""A set of pictures ready to train on: an array, its labels, and batches that are functions of where training is.
+
+Augmentation is keyed, not consumed. The picture at position p of training (the p-th seen since it began) is changed
+by the bits of one 64-bit word, word(seed, p): word p mod 4 of block p div 4 of the counter-based generator
+Philox-4x64-10 with the key (seed, stream) (Salmon et al., SC 2011). The top bit says whether it is mirrored, other
+bits where a random crop lies. So a batch cut in two gives the same pictures, and a run resumed at `images_seen`
+goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.errors import DataError
+
+if TYPE_CHECKING:
+    from sfumato.domains.images import Images
+
+_AUGMENT, _SPLIT = 0x1A6E5, 0x5917  # streams: one seed may serve both without their draws being the same
+
+
+def keyed_words(seed: int, stream: int, start: int, count: int) -> np.ndarray:
+    """64-bit words `start` … `start + count − 1` of the sequence named (seed, stream), without making those before."""
+    if not 0 <= seed < 1 << 64 or start < 0:
+        raise DataError(
+            f"a seed is a whole number from 0 to 2^64 - 1 and a position at least 0, not {seed}, {start}"
+        )
+    block, skip = divmod(start, 4)
+    generator = np.random.Philox(key=seed | stream << 64, counter=block)
+    return generator.random_raw(skip + count)[skip:]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Pictures of one size with their labels: what `Images.read` gives.
+
+    domain: the `Images` they belong to, with size, channels and classes as found.
+    stored: uint8 (n, H, W, c), memory-mapped if large; H and W exceed the size if crops are random.
+    labels: int64 (n,) in 0 .. len(classes) − 1, or None. rows: which rows of `stored` these data are; None: all.
+    about: what the data card says of where they are from.
+    Raises DataError if these do not fit each other.
+    """
+
+    domain: Images
+    stored: np.ndarray
+    labels: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    name: str = "images"
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stored.dtype != np.uint8 or self.stored.ndim != 4:
+            raise DataError(
+                f"pictures must be uint8 (n, h, w, c), not {self.stored.dtype} {self.stored.shape}"
+            )
+        if self.stored.shape[1:] != self.domain.stored_shape:
+            raise DataError(
+                f"pictures are {self.stored.shape[1:]}; the domain's are {self.domain.stored_shape}"
+            )
+        if self.labels is not None:
+            if self.labels.shape != (len(self.stored),):
+                raise DataError(
+                    f"{len(self.stored)} pictures cannot have labels of shape {self.labels.shape}"
+                )
+            top, classes = int(self.labels.max(initial=-1)), len(self.domain.classes)
+            if int(self.labels.min(initial=0)) < 0 or top >= classes:
+                raise DataError(f"labels must be in 0..{classes - 1}: found {self.labels.min()} to {top}")
+        # A plain view: indexing a memmap object, as opposed to its memory, costs tens of microseconds a call.
+        object.__setattr__(self, "stored", np.asarray(self.stored))
+
+    def __len__(self) -> int:
+        return len(self.stored) if self.rows is None else len(self.rows)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.domain.classes
+
+    @property
+    def images(self) -> np.ndarray:
+        """All pictures, uint8 (n, h, w, c), unaugmented: a view, or a copy if these data are part of others."""
+        whole = self._middle(self.stored)
+        return whole if self.rows is None else whole[self.rows]
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """The labels of `images`, int64 (n,), or None."""
+        return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
+
+    def _middle(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = self.domain.shape[1:]
+        y, x = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+        return pixels[:, y : y + height, x : x + width]
+
+    def _rows(self, indices: Any) -> np.ndarray:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise DataError(
+                f"indices run from {chosen.min()} to {chosen.max()}; there are {len(self)} pictures"
+            )
+        return chosen if self.rows is None else self.rows[chosen]
+
+    def take(self, indices: Any) -> ImageData:
+        """The pictures at `indices` as data of their own, without copying."""
+        return replace(self, rows=self._rows(indices))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
+        """(train, held): a random `fraction` of the pictures held out, the same for the same count and seed."""
+        if not 0 <= fraction < 1:
+            raise DataError(f"the fraction held out must be in [0, 1), not {fraction}")
+        held = round(fraction * len(self))
+        if held == len(self):
+            raise DataError(f"holding out {fraction} of {len(self)} pictures leaves none to train on")
+        order = np.argsort(keyed_words(seed, _SPLIT, 0, len(self)), kind="stable")
+        return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
+
+    def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
+        """{"x": float32 (n, c, h, w) in [−1, 1], "condition": {"label": long (n,)}}, the condition only with labels.
+
+        Row i is picture indices[i], mirrored and cropped by word(seed, images_seen + i) if the domain asks for it.
+        """
+        domain, rows = self.domain, self._rows(indices)
+        height, width = domain.shape[1:]
+        words = None
+        if domain.flip or domain.crop == "random":
+            words = keyed_words(seed, _AUGMENT, images_seen, len(rows))
+        if domain.crop == "random" and words is not None:
+            # (bits × choices) >> 31 spreads 31 bits evenly over the offsets, without a division
+            span_y, span_x = self.stored.shape[1] - height + 1, self.stored.shape[2] - width + 1
+            bits = np.uint64(0x7FFFFFFF)
+            y = ((words & bits) * np.uint64(span_y) >> np.uint64(31)).astype(np.int64)
+            x = ((words >> np.uint64(31) & bits) * np.uint64(span_x) >> np.uint64(31)).astype(np.int64)
+            across, down = x[:, None] + np.arange(width), y[:, None] + np.arange(height)
+            pixels = self.stored[rows[:, None, None], down[:, :, None], across[:, None, :]]
+        else:
+            pixels = self._middle(self.stored)[rows]
+        x0 = domain.encode(pixels)
+        if domain.flip and words is not None and (mirrored := (words >> np.uint64(63)).astype(bool)).any():
+            which = torch.from_numpy(np.flatnonzero(mirrored))
+            x0[which] = x0[which].flip(3)
+        batch: dict[str, Any] = {"x": x0}
+        if self.labels is not None:
+            batch["condition"] = {"label": torch.from_numpy(self.labels[rows])}
+        return batch
+
+    def tensor(self, indices: Any = None) -> Tensor:
+        """Pictures, float32 (n, c, h, w) in [−1, 1], unaugmented; all of them, or those at `indices`."""
+        rows = self._rows(np.arange(len(self)) if indices is None else indices)
+        return self.domain.encode(self._middle(self.stored)[rows])
+
+    def counts(self) -> dict[str, int]:
+        """Pictures of each class; empty without labels."""
+        if (labels := self.targets) is None:
+            return {}
+        found = np.bincount(labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
+
+    def sha256(self) -> str:
+        """SHA-256 of the pixels that are trained on and their labels: the same data have the same, however kept."""
+        digest = hashlib.sha256(repr((len(self), *self.stored.shape[1:])).encode())
+        for start in range(0, len(self), 4096):
+            part = self._rows(np.arange(start, min(start + 4096, len(self))))
+            digest.update(self.stored[part].tobytes())
+            if self.labels is not None:
+                digest.update(self.labels[part].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def card(self) -> dict[str, Any]:
+        """The data card, as plain values for JSON: what, how many, whose, on what terms, and a SHA-256 of it all."""
+        return {
+            "name": self.name,
+            "count": len(self),
+            "size": list(self.domain.shape[1:]),
+            "channels": self.domain.shape[0],
+            "classes": self.counts(),
+            "licence": self.about.get("licence", "not stated"),
+            "origin": self.about.get("origin", "not stated"),
+            "citation": self.about.get("citation", "not stated"),
+            "sources": list(self.about.get("sources", [])),
+            "skipped_corrupt": list(self.about.get("skipped_corrupt", [])),
+            "ignored": self.about.get("ignored", 0),
+            "sha256": self.sha256(),
+        }

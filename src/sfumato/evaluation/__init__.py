@@ -1,0 +1,10 @@
+"""How good is it: measures with intervals and floors, what they cost, receipts for them, and a report.
+
+    measure   `Measure`: a number, its interval, its floor          metrics   Fréchet, kernel, score, agreement
+    manifold  precision, recall, density, coverage                  copying   nearest neighbours against held-out
+    features  what the metrics look at                              evaluate  all of it, from a sample function
+    cost      calls, FLOPs, seconds, memory                         receipts  how to compute a number again
+    report    one HTML file
+
+Import from the modules: nothing heavy is loaded here.
+"""

@@ -1,0 +1,221 @@
+"""A trained model as its user meets it: `model.sample(16, condition={"label": 3}, seed=0)`.
+
+A `Model` is a denoiser with what is needed to use it: the domain of its data and the settings it is best sampled
+with. Sampling is a function of (model, seed, sample index, condition, settings): sample 7 of a hundred is the same
+picture as sample 7 drawn alone, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoisers import ClassifierFree, Denoiser, Denoises
+from .domains.images import Images
+from .errors import BundleError, choose
+from .noise import Noise
+from .processes import Prediction
+from .solvers import Callback, Grid, Solver, build_grid, build_solver, sample
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled unless told otherwise. guidance: the classifier-free weight, 1 being none."""
+
+    solver: Solver
+    grid: Grid
+    steps: int = 20
+    guidance: float = 1.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Sampling:
+        """From `to_json`."""
+        return cls(
+            build_solver(**values["solver"]),
+            build_grid(**values["grid"]),
+            values["steps"],
+            values["guidance"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for bundles and receipts."""
+        return {
+            "solver": self.solver.to_json(),
+            "grid": self.grid.to_json(),
+            "steps": self.steps,
+            "guidance": self.guidance,
+        }
+
+    def with_(
+        self,
+        solver: Solver | str | None = None,
+        grid: Grid | str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Sampling:
+        """The same with some of it replaced; names stand for a solver or grid with its default values."""
+        return Sampling(
+            build_solver(solver) if isinstance(solver, str) else solver or self.solver,
+            build_grid(grid) if isinstance(grid, str) else grid or self.grid,
+            self.steps if steps is None else steps,
+            self.guidance if guidance is None else guidance,
+        )
+
+
+@dataclass
+class Model:
+    """A denoiser, its domain and its sampling settings; `sfumato.load` makes one from a bundle.
+
+    info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
+    """
+
+    denoiser: Denoiser
+    domain: Images
+    sampling: Sampling
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels, () for an unconditional model."""
+        config = getattr(self.denoiser.network, "config", {})
+        return self.domain.classes if config.get("classes") else ()
+
+    def labels(self, given: Any, count: int) -> Tensor:
+        """Label numbers (count,) from one label or several, each a number or a class name.
+
+        Raises BundleError for a label the model does not have, or a number of labels that does not fit.
+        """
+        if not self.classes:
+            raise BundleError("this model knows no labels: leave the condition out")
+        if isinstance(given, Tensor):
+            given = given.tolist()
+        names = {name: k for k, name in enumerate(self.classes)}
+        values = [given] * count if isinstance(given, (int, str)) else list(given)
+        if len(values) != count:
+            raise BundleError(f"{len(values)} labels were given for {count} samples")
+        found = []
+        for value in values:
+            if isinstance(value, str) and value not in names and value.isdecimal():
+                value = int(value)
+            if isinstance(value, str):
+                value = names[choose(value, names, "class", BundleError)]
+            if not 0 <= int(value) < len(names):
+                raise BundleError(
+                    f"label {value} is out of range: the model has labels 0 to {len(names) - 1}"
+                )
+            found.append(int(value))
+        return torch.tensor(found, dtype=torch.long)
+
+    def guided(self, weight: float) -> Denoises:
+        """The denoiser under classifier-free guidance of a weight (the denoiser itself at 1)."""
+        if weight == 1:
+            return self.denoiser
+        if not self.classes:
+            raise BundleError("this model knows no labels, so there is nothing to guide by: use guidance 1")
+        if not self.info.get("guidable", True):
+            raise BundleError(
+                "this model was trained without dropping its labels: it can only be sampled at guidance 1"
+            )
+        return ClassifierFree(self.denoiser, weight, len(self.classes))
+
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        condition: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        solver: Solver | str | None = None,
+        grid: Grid | str | None = None,
+        guidance: float | None = None,
+        batch: int = 64,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Draw samples, (count, channels, height, width) in [-1, 1]; `model.domain` shows and writes them.
+
+        count: how many, samples 0 to count - 1 of the seed; or indices: which. condition: {"label": one label or
+        one for each sample}, by number or name; without it a conditional model draws from all its data.
+        batch: how many are held in memory at once; it does not change them.
+        callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
+        """
+        if (count is None) == (indices is None):
+            raise BundleError(
+                "say how many samples (count) or which ones (indices), not both and not neither"
+            )
+        chosen = list(range(count or 0)) if indices is None else list(indices)
+        if not chosen or batch < 1:
+            raise BundleError(
+                f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
+            )
+        plan = self.sampling.with_(solver, grid, steps, guidance)
+        levels = plan.grid.levels(self.denoiser.process, plan.steps)
+        denoiser = self.guided(plan.guidance)
+        labels = self._condition(condition, len(chosen))
+        weights = next(self.denoiser.parameters())
+        chunks = range(0, len(chosen), batch)
+        drawn = []
+        for k, start in enumerate(chunks):
+            part = slice(start, start + batch)
+            drawn.append(
+                sample(
+                    denoiser,
+                    Noise(seed, chosen[part]),
+                    self.domain.shape,
+                    solver=plan.solver,
+                    levels=levels,
+                    condition=None if labels is None else {"label": labels[part].to(weights.device)},
+                    callback=_counted(callback, k, len(chunks)),
+                    like=weights,
+                )
+            )
+        return torch.cat(drawn)
+
+    def _condition(self, condition: Mapping[str, Any] | None, count: int) -> Tensor | None:
+        if not condition:
+            return None
+        for name in condition:
+            choose(name, ["label"] if self.classes else [], "condition", BundleError)
+        return self.labels(condition["label"], count)
+
+
+def _counted(callback: Callback | None, chunk: int, chunks: int) -> Callback | None:
+    """A callback that counts the steps of all chunks."""
+    if callback is None:
+        return None
+
+    def told(step: int, steps: int, x: Tensor, prediction: Prediction | None) -> None:
+        callback(chunk * steps + step, chunks * steps, x, prediction)
+
+    return told
+
+
+def spread_labels(count: int, classes: int) -> Tensor:
+    """Labels 0, 1, .. in turn, (count,): as many of each class as can be."""
+    return torch.arange(count) % max(classes, 1)
+
+
+def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[list[Tensor], list[str]]:
+    """What the model thinks the picture will be (x0) at evenly spread steps of sampling, and the time of each.
+
+    Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
+    """
+    plan = model.sampling.with_(steps=settings.get("steps"), grid=settings.get("grid"))
+    levels = plan.grid.levels(model.denoiser.process, plan.steps)
+    wanted = {math.ceil((k + 1) * plan.steps / frames) for k in range(min(frames, plan.steps))}
+    shots: list[Tensor] = []
+    captions: list[str] = []
+
+    def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
+        if done in wanted:
+            last = done == total or prediction is None
+            shots.append(x.clone() if last else prediction.x0.clone())
+            captions.append("sample" if last else f"t = {levels[done - 1].time:.2f}")
+
+    model.sample(count, callback=keep, batch=count, **settings)
+    return shots, captions

@@ -1,0 +1,98 @@
+"""The model card: what a person should know before using a model, written by the run that made it.
+
+It states only what the run knows: data and their licence, what was trained and how long, what was measured and by which
+receipt. What it does not know it leaves as a question for whoever publishes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..evaluation.measure import Measure
+    from ..model import Model
+
+MEASURES = "<!-- measures -->"
+
+
+def model_card(
+    model: Model, recipe: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]
+) -> str:
+    """The card in Markdown, with a place for the figures that `add_measures` fills."""
+    card, network = data["train"], model.denoiser.network
+    channels, height, width = model.domain.shape
+    schedule = model.denoiser.process.schedule.to_json()
+    plan = model.sampling.to_json()
+    classes = ", ".join(f"{name} ({count:,})" for name, count in card["classes"].items()) or "none"
+    held_out = training.get("held_out_loss")
+    example = 'condition={"label": 0}, ' if model.classes else ""
+    return f"""# {recipe["name"]}
+
+{recipe["about"] or "A diffusion model trained with sfumato."}
+
+![samples](figures/samples.png)
+
+Samples 0 and on of seed 0, {plan["steps"]} steps of `{plan["solver"]["kind"]}`, guidance {plan["guidance"]:g}.
+
+## Use
+
+```python
+import sfumato
+
+model = sfumato.load("model")  # this folder
+samples = model.sample(16, {example}seed=0)
+model.domain.picture(samples).save("samples.png")
+```
+
+## Measured
+
+{MEASURES}
+Not yet: `sfumato evaluate` on this folder measures it and writes the figures here.
+{MEASURES}
+
+## Model
+
+| | |
+|---|---|
+| network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
+| process | {schedule["kind"]} schedule, the network predicts `{model.denoiser.parameterisation}` |
+| state | {channels} channel(s), {height}×{width} pixels |
+| labels | {len(model.classes) or "none"} |
+| trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
+| weights | power-function average, sigma_rel = {training.get("ema")} |
+| held-out loss | {"not measured" if held_out is None else f"{held_out:.5g}"} |
+
+## Data card
+
+| | |
+|---|---|
+| source | {card["name"]} |
+| pictures | {card["count"]:,} to train on, {data["held_out"]["count"]:,} held out |
+| classes | {classes} |
+| origin | {card["origin"]} |
+| licence | {card["licence"]} |
+| citation | {card["citation"]} |
+| SHA-256 | `{card["sha256"]}` |
+
+## Limits
+
+The model imitates its training data and whatever is one-sided in them. It was measured on the figures above and on
+nothing else. Whoever publishes it should add what it is for and what it must not be used for.
+"""
+
+
+def add_measures(text: str, measures: Iterable[Measure], heading: str) -> str:
+    """The card with a table of measures in their place; text outside the two marks is kept."""
+    before, _, rest = text.partition(MEASURES)
+    _, mark, after = rest.partition(MEASURES)
+    if not mark:
+        return text
+    rows = [heading, "", "| figure | value | 95 % interval | held-out real data |", "|---|---|---|---|"]
+    for m in measures:
+        between = "–" if m.low is None else f"{m.low:.4g} … {m.high:.4g}"
+        rows.append(
+            f"| {m.name} | {m.value:.4g} | {between} | {'–' if m.floor is None else f'{m.floor:.4g}'} |"
+        )
+    table = "\n".join(rows)
+    return f"{before}{MEASURES}\n{table}\n{MEASURES}{after}"

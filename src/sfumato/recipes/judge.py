@@ -1,0 +1,312 @@
+"""Judging a bundle: its figures, a receipt for each set of them, and computing a receipt again.
+
+What is measured, and what each receipt states:
+
+    quality    all measures of `evaluation.evaluate` at the settings the model is sampled with
+    steps-N    the same distances at N steps of the solver, from fewer samples: quality against cost
+    bound      the variational bound on held-out data, in bits per dimension
+
+A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written in
+it, so `recompute` needs nothing else; on the same machine it gives the same bits. Labels are asked for in the proportion
+in which the training set has them: sample i of n is asked for the label at position (i + 1/2) / n of the sorted labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import bundle
+from ..domains.cache import cache_folder
+from ..domains.image_data import ImageData
+from ..errors import BundleError, DataError
+from ..evaluation.cost import CallCounter, Cost, count_flops, measure_cost
+from ..evaluation.evaluate import Judge, Settings
+from ..evaluation.features import Features, build_features
+from ..evaluation.measure import Measure
+from ..evaluation.receipts import Agreement, Receipt, compare
+from ..model import Model
+from ..noise import Noise
+from ..objectives import Bound
+from .recipe import Recipe, recipe_from
+from .run import read_data
+
+CURVE = ("frechet", "agreement")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What judging a bundle found. receipts: name -> the receipt and where it was written."""
+
+    model: Model
+    recipe: Recipe
+    measures: list[Measure]
+    curve: list[dict[str, Any]]
+    cost: Cost
+    features: dict[str, Any]
+    receipts: dict[str, tuple[Receipt, Path]]
+
+
+class Bench:
+    """A bundle with its data and features, ready to be measured at any settings."""
+
+    def __init__(self, folder: str | Path, progress: Progress | None = None):
+        self.folder = Path(folder)
+        self.model = bundle.load(folder)
+        record = self.model.info
+        if not record.get("recipe"):
+            raise BundleError(f"{folder} holds no recipe, so it is not known which data it was trained on")
+        self.recipe = recipe_from(record["recipe"], f"the recipe in {folder}")
+        self.train, self.held = read_data(self.recipe, self.model.domain)
+        stated = record["data"].get("train", {}).get("sha256")
+        self.data_hash = self.train.sha256()
+        if stated != self.data_hash:
+            raise DataError(
+                f"{self.recipe.data.source} is not what {folder} was trained on: its SHA-256 is {self.data_hash[:12]}, "
+                f"not {str(stated)[:12]}"
+            )
+        if len(self.held) < 20:
+            raise DataError(f"judging needs held-out data: {len(self.held)} pictures are too few")
+        self.progress = progress
+        self._judge: Judge | None = None
+        self._features: Features | None = None
+
+    @property
+    def features(self) -> Features:
+        """The recipe's features; a classifier is trained once and kept in the cache."""
+        if self._features is None:
+
+            def told(done: int, total: int) -> None:
+                self._tell("training the classifier that judges", done, total)
+
+            self._features = build_features(
+                self.recipe.evaluation.features,
+                train=_Labelled(self.train),
+                held=_Labelled(self.held),
+                folder=cache_folder() / "features",
+                progress=told,
+            )
+        return self._features
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+    def quality(self, settings: dict[str, Any]) -> list[Measure]:
+        """The measures at the settings of a receipt's "sampling"."""
+        if self._judge is None:
+            self._judge = Judge(
+                _Labelled(self.train), _Labelled(self.held), self.features, Settings(), self.progress
+            )
+
+        def draw(n: int) -> tuple[Any, Any]:
+            labels = labels_like(self.train, n) if self.model.classes else None
+            samples = self.model.sample(
+                n,
+                condition=None if labels is None else {"label": labels},
+                seed=settings["seed"],
+                steps=settings["steps"],
+                guidance=settings["guidance"],
+                solver=settings["solver"],
+                grid=settings["grid"],
+                batch=settings["batch"],
+                callback=lambda i, total, x, p: self._tell("sampling", i, total),
+            )
+            return self.model.domain.decode(samples), labels
+
+        return self._judge(draw, settings["measures"], settings["samples"])
+
+    def bound(self, settings: dict[str, Any]) -> list[Measure]:
+        """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
+        count, terms = settings["images"], settings["terms"]
+        rows = np.linspace(0, len(self.held) - 1, count).astype(np.int64)
+        objective = Bound(settings["steps"])
+        found = []
+        for start in range(0, count, settings["batch"]):
+            part = rows[start : start + settings["batch"]]
+            x0 = self.held.tensor(part)
+            labels = self.held.targets
+            condition = None
+            if self.model.classes and labels is not None:
+                condition = {"label": torch.from_numpy(labels[part])}
+            noise = Noise(settings["seed"], part.tolist())
+            found.append(objective.bits_per_dimension(self.model.denoiser, x0, noise, condition, terms))
+            self._tell("bits per dimension", start + len(part), count)
+        bits = torch.cat(found)
+        mean, half = float(bits.mean()), 1.96 * float(bits.std()) / count**0.5
+        note = f"upper bound on -log2 p(x), {settings['steps']}-step chain, {terms} evaluations an image"
+        return [Measure("bits per dimension", mean, mean - half, mean + half, count, "lower", note=note)]
+
+    def recompute(self, receipt: Receipt, tolerance: float = 1e-6) -> list[Agreement]:
+        """Compute a receipt's figures again. Raises DataError if it is about another model, data or features."""
+        for what, own in (
+            ("model", self.model.info["sha256"]),
+            ("data", self.data_hash),
+            (
+                "features",
+                self.features.hash if receipt.sampling["what"] == "quality" else receipt.features["hash"],
+            ),
+        ):
+            stated = getattr(receipt, what)["hash"]
+            if stated != own:
+                raise DataError(
+                    f"the receipt is about another {what}: it states {stated[:12]}, here it is {own[:12]}"
+                )
+        settings = dict(receipt.sampling)
+        if settings["what"] == "bound":
+            return compare(receipt, self.bound(settings), tolerance)
+        return compare(receipt, self.quality(_built(settings)), tolerance)
+
+    def receipt(
+        self, measures: Sequence[Measure], settings: dict[str, Any], path: Path, seconds: float
+    ) -> Receipt:
+        """Write the receipt of some measures."""
+        uses = settings["what"] == "quality"
+        receipt = Receipt(
+            measures=tuple(measures),
+            model={
+                "name": self.recipe.name,
+                "hash": self.model.info["sha256"],
+                "weights": self.model.info["files"]["weights.safetensors"],
+            },
+            data={
+                "name": self.recipe.data.source,
+                "hash": self.data_hash,
+                "count": len(self.train),
+                "held_out": len(self.held),
+            },
+            features=self.features.card() if uses else {"name": "none", "hash": "none"},
+            sampling=settings,
+            command=f"sfumato evaluate {self.folder} --receipt {path}",
+            seconds=round(seconds, 2),
+        )
+        receipt.write(path)
+        return receipt
+
+
+def _built(settings: dict[str, Any]) -> dict[str, Any]:
+    from ..solvers import build_grid, build_solver
+
+    return settings | {"solver": build_solver(**settings["solver"]), "grid": build_grid(**settings["grid"])}
+
+
+class _Labelled:
+    """Data as the evaluation wants them: `.images` and `.labels` of equal length."""
+
+    def __init__(self, data: ImageData):
+        self.images, self.labels = data.images, data.targets
+        self.classes = data.classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def labels_like(data: ImageData, count: int) -> torch.Tensor:
+    """Labels (count,) in the proportions of the data, spread so that any prefix has all classes."""
+    targets = data.targets
+    assert targets is not None
+    ordered = np.sort(targets)[((np.arange(count) + 0.5) / count * len(targets)).astype(np.int64)]
+    return torch.from_numpy(ordered[np.random.default_rng(0).permutation(count)].astype(np.int64))
+
+
+def judge(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    samples: int | None = None,
+    steps: Sequence[int] | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Judgement:
+    """Measure a bundle, write `out/receipts/*.json`, and put the figures on the bundle's model card.
+
+    samples, steps, seed: instead of the recipe's [evaluation] values. Raises SfumatoError in one line.
+    """
+    bench = Bench(folder, progress)
+    model, config = bench.model, bench.recipe.evaluation
+    out = Path(out)
+    card = bench.features.card()
+    if card.get("accuracy") is not None:
+        say(f"judged by a classifier that is right on {card['accuracy']:.2%} of held-out pictures")
+    receipts: dict[str, tuple[Receipt, Path]] = {}
+
+    def attest(name: str, settings: dict[str, Any]) -> list[Measure]:
+        began = time.monotonic()
+        found = bench.bound(settings) if settings["what"] == "bound" else bench.quality(_built(settings))
+        path = out / "receipts" / f"{name}.json"
+        receipts[name] = bench.receipt(found, settings, path, time.monotonic() - began), path
+        return found
+
+    plan = {
+        "what": "quality",
+        **model.sampling.to_json(),
+        "seed": config.seed if seed is None else seed,
+        "batch": 250,
+    }
+    plan |= {"labels": "in the proportions of the training set" if model.classes else "none"}
+    measures = attest("quality", plan | {"samples": samples or config.samples, "measures": None})
+    if config.bound_images:
+        bound = {"what": "bound", "steps": bench.recipe.objective.steps, "terms": config.bound_terms}
+        bound |= {"images": min(config.bound_images, len(bench.held)), "seed": plan["seed"], "batch": 250}
+        measures += attest("bound", bound)
+    curve = []
+    for number in config.steps if steps is None else steps:
+        names = [name for name in CURVE if name != "agreement" or any(m.name == name for m in measures)]
+        point = plan | {
+            "steps": number,
+            "samples": min(config.curve_samples, samples or config.samples),
+            "measures": names,
+        }
+        found = {m.name: m for m in attest(f"steps-{number:03d}", point)}
+        main = found["frechet"]
+        row = {
+            "steps": number,
+            "evaluations": number * model.sampling.solver.evaluations,
+            "floor": main.floor,
+        }
+        row |= {"value": main.value, "low": main.low, "high": main.high}
+        curve.append(row | ({"agreement": found["agreement"].value} if "agreement" in found else {}))
+    cost = sampling_cost(model)
+    judgement = Judgement(model, bench.recipe, measures, curve, cost, card, receipts)
+    _onto_card(Path(folder), judgement)
+    return judgement
+
+
+def sampling_cost(model: Model, count: int = 64, repeats: int = 3) -> Cost:
+    """What drawing samples costs: evaluations, FLOPs, seconds, memory."""
+    x = torch.zeros(1, *model.domain.shape)
+    label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
+    flops = count_flops(model.denoiser, x, 0.5, label)
+    counter = CallCounter(model.denoiser)
+    counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
+    condition = {"label": [k % len(model.classes) for k in range(count)]} if model.classes else None
+    return measure_cost(
+        lambda: counted.sample(count, condition=condition),
+        counter,
+        network=model.denoiser.network,
+        flops_per_call=flops,
+        repeats=repeats,
+    )
+
+
+def _onto_card(folder: Path, judgement: Judgement) -> None:
+    from ..training.files import write_atomically
+    from .card import add_measures
+
+    path = folder / "README.md"
+    if path.is_file():
+        plan = judgement.model.sampling
+        heading = f"{plan.steps} steps of `{plan.solver.kind}`, guidance {plan.guidance:g}, over features "
+        heading += f"`{judgement.features['name']}`"
+        if judgement.features.get("accuracy") is not None:
+            heading += f" (accuracy on held-out data {judgement.features['accuracy']:.2%})"
+        text = add_measures(path.read_text(), judgement.measures, heading + "; receipts beside the model.")
+        write_atomically(path, lambda file: file.write(text.encode()))

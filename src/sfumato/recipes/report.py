@@ -1,0 +1,141 @@
+"""The page that a run leaves: what was made, how good it is, and how to compute every figure again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..evaluation.report import (
+    Commands,
+    Curve,
+    Facts,
+    Measures,
+    Pictures,
+    ReceiptBox,
+    Report,
+    Table,
+    figure_loss_by_noise,
+    figure_quality_vs_steps,
+    figure_training,
+)
+from ..model import Model, film, spread_labels
+from ..training.logbook import read_log
+from .judge import Judgement
+
+
+def write_pictures(model: Model, out: Path, columns: int = 10) -> dict[str, Path]:
+    """Write `out/samples.png` (a row for each class) and `out/film.png` (how samples come about)."""
+    from .run import sample_sheet
+
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {"samples": out / "samples.png", "film": out / "film.png"}
+    paths["samples"].write_bytes(sample_sheet(model, columns))
+    count = min(len(model.classes) or 6, 10)
+    condition = {"label": spread_labels(count, count)} if model.classes else None
+    shots, captions = film(model, count, condition=condition)
+    model.domain.strip(shots, captions).save(paths["film"])
+    return paths
+
+
+def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tuple[str, str]]) -> Path:
+    """Write the report of a judgement to `out/report.html`, with the training's curves if `run` has a log."""
+    model, recipe = judgement.model, judgement.recipe
+    pictures = write_pictures(model, out)
+    plan, info = model.sampling, model.info
+    sections: list[Any] = [
+        Pictures(
+            [
+                (
+                    Image.open(pictures["samples"]),
+                    "Samples that the model drew, one row for each class; seed 0.",
+                ),
+                (
+                    Image.open(pictures["film"]),
+                    "How samples come about: what the model takes the finished picture to be, from "
+                    "almost pure noise on the left to the sample on the right.",
+                ),
+            ],
+            title="What it makes",
+        ),
+        Measures(judgement.measures, title="How good it is", features=judgement.features),
+    ]
+    if judgement.curve:
+        floor = judgement.curve[0]["floor"]
+        curve = [row | {"solver": plan.solver.kind} for row in judgement.curve]
+        heads = ["steps", "evaluations", "Fréchet distance", "low", "high"]
+        cells = [
+            [row["steps"], row["evaluations"], row["value"], row["low"], row["high"]]
+            for row in judgement.curve
+        ]
+        if "agreement" in judgement.curve[0]:
+            heads.append("class agreement")
+            cells = [[*line, row["agreement"]] for line, row in zip(cells, judgement.curve, strict=True)]
+        number = min(recipe.evaluation.curve_samples, recipe.evaluation.samples)
+        sections += [
+            Curve(
+                figure_quality_vs_steps(curve, floor),
+                f"Fréchet distance against steps, {number:,} samples a point, with 95 % intervals; fewer samples give a "
+                "higher distance, for the model and for held-out data alike.",
+                title="Quality against steps",
+            ),
+            Table(heads, cells),
+        ]
+    sections += _training(run)
+    sections += [
+        Table(
+            ["what", "how much"], [list(row) for row in judgement.cost.rows()], title="What a sample costs"
+        ),
+        Facts(_facts(judgement), title="The model"),
+    ]
+    for name, (receipt, path) in judgement.receipts.items():
+        text = f"{path}: figures of “{name}”, and the command that computes them again."
+        sections.append(ReceiptBox(receipt, title="Receipts" if name == "quality" else "", text=text))
+    sections.append(Commands(commands, title="What next"))
+    lead = recipe.about or f"A diffusion model of {info['data']['train']['name']}."
+    return Report(recipe.name, lead, sections).write(out / "report.html")
+
+
+def _training(run: Path) -> list[Any]:
+    if not (run / "log.jsonl").is_file():
+        return []
+    rows = read_log(run / "log.jsonl")
+    sections: list[Any] = []
+    trained = [row for row in rows if "loss" in row]
+    tested = [row for row in rows if "held_out" in row]
+    if trained:
+        held = [{"images": row["images"], "held_loss": row["held_out"]["loss"]} for row in tested]
+        sections.append(Curve(figure_training(trained + held), "Loss while training.", title="Training"))
+    if tested:
+        bins = tested[-1]["held_out"]["by_noise"]
+        # the two outermost bins are open: they are drawn as wide as the others
+        middles = [
+            (
+                (b["to"] - 2 if b["from"] is None else b["from"])
+                + (b["from"] + 2 if b["to"] is None else b["to"])
+            )
+            / 2
+            for b in bins
+        ]
+        caption = "Mean squared error of v on held-out pictures by noise level: noise on the left, data on the right."
+        sections.append(Curve(figure_loss_by_noise(middles, [b["error"] for b in bins]), caption))
+    return sections
+
+
+def _facts(judgement: Judgement) -> list[tuple[str, object]]:
+    model, info = judgement.model, judgement.model.info
+    data, training, plan = info["data"]["train"], info["training"], model.sampling
+    return [
+        ("network", f"{info['network']['kind']}, {info['parameters']:,} parameters"),
+        ("process", model.denoiser.process.schedule.kind),
+        ("predicts", model.denoiser.parameterisation),
+        ("trained", f"{training['images']:,} images in {training['seconds']:,.0f} s"),
+        ("sampled", f"{plan.steps} steps of {plan.solver.kind}, guidance {plan.guidance:g}"),
+        (
+            "data",
+            f"{data['name']}: {data['count']:,} pictures, {info['data']['held_out']['count']:,} held out",
+        ),
+        ("licence of the data", data["licence"]),
+        ("bundle", info["sha256"][:16]),
+    ]

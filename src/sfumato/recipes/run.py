@@ -1,0 +1,223 @@
+"""From a recipe to a trained bundle: the one place where all the parts of an experiment meet.
+
+run/recipe.toml     the whole recipe, defaults and overrides included: what `--resume` goes on with
+run/checkpoints/    what a killed run goes on from            run/log.jsonl     figures of the training
+run/previews/       samples along the way                     run/model/        the bundle
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import bundle
+from ..denoisers import Denoiser
+from ..domains.image_data import ImageData
+from ..domains.images import Images, as_source
+from ..errors import DataError, RecipeError, RunError
+from ..model import Model, Sampling, spread_labels
+from ..networks import build
+from ..objectives import Objective, build_objective
+from ..processes import build_process
+from ..solvers import build_grid, build_solver
+from ..training import Callback, Interrupted, Trainer, TrainingResult
+from ..training.files import write_atomically
+from . import card
+from .recipe import Recipe, read_recipe, to_toml
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe's parts, built: what `train` trains and `judge` judges."""
+
+    recipe: Recipe
+    domain: Images
+    data: ImageData
+    held_out: ImageData
+    denoiser: Denoiser
+    objective: Objective
+    sampling: Sampling
+
+    def model(self, info: dict[str, Any] | None = None) -> Model:
+        """The model with the denoiser's present weights."""
+        return Model(self.denoiser, self.domain, self.sampling, info or {})
+
+
+def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, ImageData]:
+    """(train, held out) of a recipe's [data] section."""
+    config = recipe.data
+    source = replace(
+        as_source(config.source),
+        split=config.split,
+        labels=config.labels,
+        limit=config.limit,
+        skip_corrupt=config.skip_corrupt,
+        licence=config.licence,
+    )
+    domain = domain or Images(
+        size=config.size,  # type: ignore[arg-type]  # one number is taken for both
+        channels=config.channels,
+        flip=config.flip,
+        crop=config.crop,
+        resample=config.resample,
+    )
+    data = domain.read(source)
+    if isinstance(config.held_out, str):
+        held = data.domain.read(replace(source, split=config.held_out))
+        return data, held
+    train, held = data.split(config.held_out)
+    return train, held
+
+
+def set_up(recipe: Recipe) -> Experiment:
+    """Read the data and build every part of a recipe; the initial weights are keyed by `training.seed`.
+
+    Raises DataError, RecipeError or SolverError in one line for what does not fit.
+    """
+    data, held = read_data(recipe)
+    domain = data.domain
+    if len(data) < recipe.training.batch and recipe.training.batch > 4 * len(data):
+        raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
+    labelled = data.targets is not None
+    classes = len(domain.classes) if labelled else 0
+    sigma_data = recipe.process.sigma_data or _root_mean_square(data)
+    process = build_process(schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
+    settings = {"in_channels": domain.shape[0], "size": list(domain.shape[1:]), "classes": classes}
+    if recipe.denoiser.learned_variance:
+        settings["out_channels"] = 2 * domain.shape[0]
+    given = recipe.network.model_dump()
+    kind = given.pop("kind")
+    if fixed := sorted(set(given) & set(settings)):
+        raise RecipeError(f"network.{fixed[0]} follows from the data and cannot be set")
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        try:
+            network = build(kind, **settings, **given)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"[network]: {error}") from None
+    denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
+    objective = build_objective(**recipe.objective.model_dump(), classes=classes)
+    plan = recipe.sampling
+    sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
+    sampling.grid.levels(
+        process, sampling.steps
+    )  # a grid that cannot serve fails now, not after the training
+    return Experiment(recipe, domain, data, held, denoiser, objective, sampling)
+
+
+def _root_mean_square(data: ImageData) -> float:
+    """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
+    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
+    return round(float(data.tensor(rows).square().mean().sqrt()), 3)
+
+
+def train(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Model, TrainingResult]:
+    """Train a recipe in a run folder and write its bundle to `out/model`.
+
+    resume: go on from the newest whole checkpoint in `out`, if there is one. say: told what is being done.
+    Returns the model with the averaged weights, and the result (an `Interrupted` if a signal ended it; then no
+    bundle is written). Raises SfumatoError in one line for whatever cannot be done, before anything is written.
+    """
+    out = Path(out)
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe, overrides)
+    if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
+        raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
+    say(f"reading {recipe.data.source}")
+    parts = set_up(recipe)
+    count = sum(p.numel() for p in parts.denoiser.parameters())
+    say(f"{len(parts.data):,} pictures of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
+    write_atomically(out / "recipe.toml", lambda file: file.write(to_toml(recipe).encode()))
+    trainer = Trainer(
+        parts.denoiser,
+        parts.objective,
+        parts.data,
+        recipe.training,
+        out,
+        held_out=parts.held_out if len(parts.held_out) else None,
+        preview=lambda denoiser, images: _preview(parts, denoiser, out, images),
+        callbacks=callbacks,
+    )
+    result = trainer.fit(resume)
+    model = averaged(parts, result)
+    if not isinstance(result, Interrupted):
+        say("writing the bundle")
+        write_bundle(parts, model, result, out)
+    return model, result
+
+
+def averaged(parts: Experiment, result: TrainingResult) -> Model:
+    """The model with the averaged weights of a training's end."""
+    parts.denoiser.load_state_dict(result.weights)
+    parts.denoiser.eval().requires_grad_(False)
+    return parts.model({"guidable": parts.recipe.objective.drop > 0})
+
+
+def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: Path) -> None:
+    """Write `out/model` with its card and a picture of samples, and give the model the bundle's record."""
+    recipe = parts.recipe
+    picture = sample_sheet(model)
+    training = {
+        "images": result.images,
+        "seconds": round(result.seconds, 1),
+        "held_out_loss": result.held_out,
+    }
+    averages = list(recipe.training.ema)
+    training["ema"] = averages[0] if averages else None
+    data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
+    figures = {"samples.png": picture}
+    guidable = recipe.objective.drop > 0
+    plain = recipe.model_dump(mode="json")
+    text = card.model_card(model, plain, data, training)
+    model.info = bundle.save(
+        model,
+        out / "model",
+        recipe=plain,
+        data=data,
+        training=training,
+        card=text,
+        figures=figures,
+        guidable=guidable,
+    )
+
+
+def sample_sheet(model: Model, columns: int = 10) -> bytes:
+    """A PNG of samples: a row for each class (the first 20 of them), or five rows without classes."""
+    classes = model.classes[:20]
+    rows = len(classes) or 5
+    labels = None if not classes else {"label": spread_labels(rows, rows).repeat_interleave(columns)}
+    samples = model.sample(rows * columns, condition=labels, seed=0)
+    return png(model.domain.picture(samples, columns, list(classes) or None))
+
+
+def png(picture: Any) -> bytes:
+    """The bytes of a PIL picture as PNG."""
+    memory = io.BytesIO()
+    picture.save(memory, format="PNG")
+    return memory.getvalue()
+
+
+def _preview(parts: Experiment, denoiser: nn.Module, out: Path, images: int) -> None:
+    model = replace(parts.model(), denoiser=denoiser)  # type: ignore[arg-type]
+    content = sample_sheet(model, 6)
+    write_atomically(out / "previews" / f"{images:09d}.png", lambda file: file.write(content))
+
+
+def _size(domain: Images) -> str:
+    channels, height, width = domain.shape
+    return f"{height}×{width}×{channels}"

@@ -1,0 +1,188 @@
+"""The laws that every solver must obey, to be run on one of your own: `check_solver(solver)`.
+
+* It is frozen, and a run leaves no trace in it: two runs in turns, as two threads make them, equal two runs apart.
+* A step asks the denoiser as often as `evaluations` says.
+* Sample i of a batch is sample i drawn alone.
+* It reaches clean data, where sigma = 0 and the log-SNR is infinite.
+* **Deterministic: its order.** For data N(mu, C) the probability-flow ODE is solved in closed form, in the eigenbasis of C
+
+      x_s = alpha_s mu + sqrt(S_s / S_t) (x_t - alpha_t mu),        S = alpha^2 C + sigma^2,
+
+  so the error at n steps is known exactly, and the slope of log(error) over log(1/n) is the order.
+* **Stochastic: its limit.** On Gaussian data a step is affine in the state and in its normal draws, so a whole run is
+
+      x_out = A x_in + b + sum_j c_j z_j,       mean = A m + b,    variance = A^2 v + sum_j c_j^2,
+
+  with no Monte Carlo: row j of one batch is given a one in draw j and zeros elsewhere, which reads off c_j. At many steps
+  mean and deviation must be the marginal's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Condition, Denoises, GaussianMixture
+from ..noise import Noise
+from ..processes import CLEAN, Flow, Gaussian, Level, Linear, Prediction, Schedule
+from ..processes.laws import require
+from .solver import Solver, integrate
+
+STEPS = (24, 48, 96)
+_MEAN, _VARIANCES = (0.3, -0.5, 0.1), (0.04, 0.5, 1.7)
+
+
+def interior_levels(process: Gaussian, steps: int, first: float = 0.9, last: float = 0.1) -> list[Level]:
+    """steps + 1 levels with u = sigma / (alpha + sigma) falling evenly, away from both ends: where orders are fitted."""
+    u = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    return [process.schedule.level_at(value) for value in (2 * torch.log((1 - u) / u)).tolist()]
+
+
+def gaussian_flow(mean: Tensor, variances: Tensor, x: Tensor, t: Level, s: Level) -> Tensor:
+    """The probability flow of data N(mean, diag(variances)) from x (batch, dim) at level t to level s, exactly."""
+    at, to = (level.alpha**2 * variances + level.sigma**2 for level in (t, s))
+    return s.alpha * mean + (to / at).sqrt() * (x - t.alpha * mean)
+
+
+def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """The least-squares slope of log(error) over log(1/steps)."""
+    x = -torch.tensor(steps, dtype=torch.float64).log()
+    y = torch.tensor(errors, dtype=torch.float64).log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def gaussian_errors(solver: Solver, schedule: Schedule, steps: Sequence[int] = STEPS) -> list[float]:
+    """The largest error of a deterministic solver on a three-dimensional Gaussian at several numbers of steps."""
+    mean, variances = (torch.tensor(row, dtype=torch.float64) for row in (_MEAN, _VARIANCES))
+    denoiser = GaussianMixture(Gaussian(schedule), mean[None], variances[None])
+    start = Noise(5, 8).normal(mean.expand(8, 3))
+    errors = []
+    for count in steps:
+        levels = interior_levels(denoiser.process, count)
+        x = levels[0].alpha * mean + (levels[0].alpha ** 2 * variances + levels[0].sigma ** 2).sqrt() * start
+        exact = gaussian_flow(mean, variances, x, levels[0], levels[-1])
+        errors.append(float((integrate(denoiser, solver, levels, x, Noise(0, 8)) - exact).abs().max()))
+    return errors
+
+
+def output_law(
+    solver: Solver, denoiser: Denoises, levels: Sequence[Level], mean: float, variance: float
+) -> tuple[float, float]:
+    """(mean, variance) of a run's output, exactly, on one-dimensional Gaussian data from x_t ~ N(mean, variance)."""
+    count = _Impulses(-1)
+    integrate(denoiser, solver, levels, torch.zeros(1, 1, dtype=torch.float64), count)  # type: ignore[arg-type]
+    x = torch.zeros(count.calls + 2, 1, dtype=torch.float64)
+    x[1] = 1
+    out = integrate(denoiser, solver, levels, x, _Impulses(2))[:, 0]  # type: ignore[arg-type]
+    gains = out[1:] - out[0]
+    return float(out[0] + gains[0] * mean), float(gains[0] ** 2 * variance + (gains[1:] ** 2).sum())
+
+
+class _Impulses:
+    """In place of noise: the j-th draw of a run is one in row first + j and zero in all others."""
+
+    def __init__(self, first: int):
+        self.first, self.calls = first, 0
+
+    def at(self, step: int) -> _Impulses:
+        return self
+
+    def normal(self, like: Tensor, stream: int = 0) -> Tensor:
+        draw = torch.zeros_like(like)
+        if self.first >= 0:
+            draw[self.first + self.calls] = 1
+        self.calls += 1
+        return draw
+
+
+class _Counted:
+    """A denoiser that counts its calls and has a learned variance half-way between the bounds."""
+
+    def __init__(self, denoiser: Denoises):
+        self.denoiser, self.process, self.calls = denoiser, denoiser.process, 0
+
+    def __call__(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
+        self.calls += 1
+        return replace(self.denoiser(x_t, t, condition), variance=torch.zeros_like(x_t))
+
+
+def check_solver(solver: Solver) -> None:
+    """Raise LawBroken unless the solver obeys the laws above; the message says which, and by how much it failed."""
+    name = f"the {solver.kind} solver"
+    frozen = is_dataclass(solver) and type(solver).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    require(frozen, f"{name} must be a frozen dataclass: what it remembers belongs in the carry")
+    before = dict(vars(solver))
+    process = Gaussian(Flow())
+    plain = GaussianMixture(
+        process, torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), torch.tensor([[0.1, 0.3], [0.2, 0.1]])
+    )
+    denoiser = _Counted(plain)
+    levels = interior_levels(process, 6)
+    x = Noise(1, 4).normal(torch.empty(4, 2, dtype=torch.float64))
+    together = integrate(denoiser, solver, levels, x, Noise(2, 4))
+    asked = denoiser.calls / 6
+    require(
+        asked == solver.evaluations,
+        f"{name} states {solver.evaluations} evaluations a step but makes {asked:g}",
+    )
+    require(dict(vars(solver)) == before, f"{name} is changed by a run: {before} became {vars(solver)}")
+    for i in range(4):
+        alone = integrate(denoiser, solver, levels, x[i : i + 1], Noise(2, (i,)))
+        gap = float((alone - together[i : i + 1]).abs().max())
+        require(gap < 1e-9, f"{name}: sample {i} alone differs from the same sample in a batch by {gap:.1e}")
+    gap = float((_in_turns(solver, denoiser, levels, x) - together).abs().max())
+    require(
+        gap == 0, f"{name}: two runs made in turns, as threads make them, disturb each other by {gap:.1e}"
+    )
+    end = integrate(denoiser, solver, [*levels, CLEAN], x, Noise(2, 4))
+    require(bool(end.isfinite().all()), f"{name} does not reach clean data: the state there is not finite")
+    for schedule in (Flow(), Linear()):
+        if solver.stochastic:
+            _check_limit(solver, schedule, name)
+        else:
+            _check_order(solver, schedule, name)
+
+
+def _in_turns(solver: Solver, denoiser: Denoises, levels: Sequence[Level], x: Tensor) -> Tensor:
+    """The run of `integrate`, with a run from elsewhere taking every other step."""
+    runs: list[list[Any]] = [[x, solver.init(x), Noise(2, 4)], [-x, solver.init(-x), Noise(3, 4)]]
+    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for run in runs:
+            state, carry, noise = run
+            run[:2] = solver.step(denoiser, denoiser.process, state, t, s, carry, noise.at(i + 1))
+    return runs[0][0]
+
+
+def _check_order(solver: Solver, schedule: Schedule, name: str) -> None:
+    errors = gaussian_errors(solver, schedule)
+    # exact on a Gaussian up to rounding: there is no order to fit, and nothing to complain of
+    if max(errors) > 1e-12:
+        order = fitted_order(STEPS, errors)
+        require(
+            abs(order - solver.order) < 0.15,
+            f"{name} states order {solver.order} but its error on a Gaussian under {schedule.kind} falls with order "
+            f"{order:.2f}: {', '.join(f'{error:.1e}' for error in errors)} at {STEPS} steps",
+        )
+
+
+def _check_limit(solver: Solver, schedule: Schedule, name: str) -> None:
+    process, mean, variance = Gaussian(schedule), 0.7, 0.3
+    exact = GaussianMixture(process, torch.tensor([[mean]]), torch.tensor([[variance]]))
+    levels = interior_levels(process, STEPS[-1], 0.95, 0.05)
+    first, last = levels[0], levels[-1]
+    got = output_law(
+        solver, _Counted(exact), levels, first.alpha * mean, first.alpha**2 * variance + first.sigma**2
+    )
+    want = last.alpha * mean, last.alpha**2 * variance + last.sigma**2
+    gap = max(abs(got[0] - want[0]) / math.sqrt(want[1]), abs(math.sqrt(got[1] / want[1]) - 1))
+    require(
+        gap < 0.02,
+        f"{name} misses the law of Gaussian data under {schedule.kind} by {gap:.1%} at {STEPS[-1]} steps: "
+        f"mean {got[0]:.4f} and variance {got[1]:.4f} where {want[0]:.4f} and {want[1]:.4f} are right",
+    )
