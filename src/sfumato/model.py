@@ -213,9 +213,9 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
 
     def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
         if done in wanted:
-            last = done == total or prediction is None
-            shots.append(x.clone() if last else prediction.x0.clone())
-            captions.append("sample" if last else f"t = {levels[done - 1].time:.2f}")
+            shown = None if done == total else prediction
+            shots.append(x.clone() if shown is None else shown.x0.clone())
+            captions.append("sample" if shown is None else f"t = {levels[done - 1].time:.2f}")
 
     model.sample(count, callback=keep, batch=count, **settings)
     return shots, captions

@@ -28,7 +28,7 @@ def demo(*, out: Annotated[Path, Parameter(alias="-o")] = Path("runs/demo")) -> 
     began = time.monotonic()
     say("1 of 3: training a class-conditional diffusion model on handwritten digits")
     with Bar("training", " images") as bar:
-        model, result = train("digits", out, resume=True, callbacks=[Training(bar)], say=say)
+        _, result = train("digits", out, resume=True, callbacks=[Training(bar)], say=say)
     if isinstance(result, Interrupted):
         console.print(f"Interrupted at {result.images:,} images; saved. Go on with: sfumato demo --out {out}")
         return 130
@@ -61,9 +61,9 @@ def demo(*, out: Annotated[Path, Parameter(alias="-o")] = Path("runs/demo")) -> 
         soft_wrap=True,
     )
     console.print(
-        f"[bold]How good:[/bold] {agreement.value:.1%} of {agreement.n:,} generated digits are what was asked for, by a classifier "
-        f"that is right on {accuracy:.1%} of held-out real digits; precision {precision.value:.2f} and recall {recall.value:.2f} "
-        f"where held-out real digits have {precision.floor:.2f} and {recall.floor:.2f}.",
+        f"[bold]How good:[/bold] {agreement.value:.1%} of {agreement.n:,} generated digits are what was asked "
+        f"for, by a classifier that is right on {accuracy:.1%} of held-out real digits; precision {precision.value:.2f} "
+        f"and recall {recall.value:.2f} where held-out real digits have {precision.floor:.2f} and {recall.floor:.2f}.",
         soft_wrap=True,
     )
     console.print("[bold]Next:[/bold]")

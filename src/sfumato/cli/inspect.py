@@ -31,6 +31,8 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     config = ", ".join(
         f"{k}={v}" for k, v in record["network"]["config"].items() if v not in (None, (), [], 0, False)
     )
+    count, shown, seconds = data.get("count", 0), training.get("images", 0), training.get("seconds", 0)
+    versions = record["versions"]
     pairs(
         {
             "network": f"{record['network']['kind']}, {record['parameters']:,} parameters ({config})",
@@ -40,10 +42,9 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
             f"guidance {plan['guidance']:g}",
-            "trained on": f"{data.get('name', '?')}: {data.get('count', 0):,} pictures, {training.get('images', 0):,} shown, "
-            f"{training.get('seconds', 0):,.0f} s",
+            "trained on": f"{data.get('name', '?')}: {count:,} pictures, {shown:,} shown, {seconds:,.0f} s",
             "licence of data": data.get("licence", "not stated"),
-            "made": f"{record['created']} by sfumato {record['versions']['sfumato']}, torch {record['versions']['torch']}",
+            "made": f"{record['created']} by sfumato {versions['sfumato']}, torch {versions['torch']}",
             "SHA-256": record["sha256"],
         }
     )

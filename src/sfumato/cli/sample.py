@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 
-def sample(
+def sample(  # noqa: PLR0913 (the options of a command)
     bundle: Path,
     /,
     *,

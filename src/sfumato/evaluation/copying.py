@@ -28,7 +28,7 @@ from sfumato.evaluation.manifold import nearest
 from sfumato.evaluation.measure import Measure, as_pair, wilson
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-ALARM = 0.01
+ALARM, DOUBT = 0.01, 0.05  # p-values below which the verdict warns, and hesitates
 PAIRS = 16
 
 
@@ -93,6 +93,8 @@ def copying(generated: object, held: object, train: object) -> Copying:
     )
     if alarm:
         verdict = f"closer to the training data than held-out data are: look at the closest pairs; {shown}"
+    elif p < DOUBT and fraction > expected:
+        verdict = f"perhaps closer to the training data than held-out data are, judge more samples; {shown}"
     else:
         verdict = f"no more copying than held-out data show: {shown}"
     if exact:

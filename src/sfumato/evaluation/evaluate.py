@@ -188,7 +188,8 @@ class Judge:
         pixels = PixelFeatures(tuple(images.shape[1:]), self.settings.pixels)  # type: ignore[arg-type]
         train = self._once("pixels train", lambda: in_batches(pixels, self._train)[0])
         held = self._once("pixels held", lambda: in_batches(pixels, self._held)[0])
-        return copying(in_batches(pixels, images)[0], held, train).measure
+        found = copying(in_batches(pixels, images)[0], held, train).measure
+        return replace(found, note=f"{found.note}; distances in pixels, whatever the features")
 
 
 class _Picked:

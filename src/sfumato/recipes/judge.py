@@ -6,9 +6,9 @@ What is measured, and what each receipt states:
     steps-N    the same distances at N steps of the solver, from fewer samples: quality against cost
     bound      the variational bound on held-out data, in bits per dimension
 
-A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written in
-it, so `recompute` needs nothing else; on the same machine it gives the same bits. Labels are asked for in the proportion
-in which the training set has them: sample i of n is asked for the label at position (i + 1/2) / n of the sorted labels.
+A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written
+in it, so `recompute` needs nothing else; on the same machine it gives the same bits. Labels are asked for in the
+proportions of the training set: those at positions (i + 1/2) / n of its sorted labels, in a fixed random order.
 """
 
 from __future__ import annotations

@@ -130,13 +130,15 @@ class Recipe(_Section):
 
 def packaged() -> list[str]:
     """Names of the recipes that come with sfumato."""
-    return sorted(entry.name[:-5] for entry in files(__package__).iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name[:-5] for entry in files("sfumato.recipes").iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def packaged_path(name: str) -> Path:
     """The file of a packaged recipe."""
     choose(name, packaged(), "recipe (and no such file)")
-    with as_file(files(__package__) / f"{name}.toml") as path:
+    with as_file(files("sfumato.recipes") / f"{name}.toml") as path:
         return path
 
 
@@ -246,7 +248,7 @@ def _first(error: ValidationError) -> str:
     elif first["type"] == "missing":
         text = f"{name!r} is missing"
     elif first["type"] == "literal_error":
-        expected = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        expected = first.get("ctx", {})["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         close = nearest(first["input"], expected)
         hint = f"; did you mean {close!r}?" if close else ""
         text = f"{name} = {first['input']!r} is not allowed: it may be {', '.join(expected)}{hint}"

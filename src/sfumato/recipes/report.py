@@ -76,8 +76,8 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
         sections += [
             Curve(
                 figure_quality_vs_steps(curve, floor),
-                f"Fréchet distance against steps, {number:,} samples a point, with 95 % intervals; fewer samples give a "
-                "higher distance, for the model and for held-out data alike.",
+                f"Fréchet distance against steps, {number:,} samples a point, with 95 % intervals; fewer samples give "
+                "a higher distance, for the model and for held-out data alike.",
                 title="Quality against steps",
             ),
             Table(heads, cells),
