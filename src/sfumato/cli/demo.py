@@ -62,7 +62,7 @@ def demo(*, out: Annotated[Path, Parameter(alias="-o")] = Path("runs/demo")) -> 
     )
     console.print(
         f"[bold]How good:[/bold] {agreement.value:.1%} of {agreement.n:,} generated digits are what was asked "
-        f"for, by a classifier that is right on {accuracy:.1%} of held-out real digits; precision {precision.value:.2f} "
+        f"for, by a classifier right on {accuracy:.1%} of held-out real digits; precision {precision.value:.2f} "
         f"and recall {recall.value:.2f} where held-out real digits have {precision.floor:.2f} and {recall.floor:.2f}.",
         soft_wrap=True,
     )

@@ -323,8 +323,8 @@ class Laplace(Schedule):
         self._require(self.scale > 0, "scale > 0")
 
     def log_snr(self, t: Tensor) -> Tensor:
-        tail = torch.where(t < 0.5, 2 * t, 2 * (1 - t))
-        return self.mean - self.scale * torch.where(t < 0.5, 1.0, -1.0) * torch.log(tail)
+        tail = torch.log(torch.where(t < 0.5, 2 * t, 2 * (1 - t)))
+        return self.mean - self.scale * torch.where(t < 0.5, tail, -tail)
 
     def time(self, log_snr: Tensor) -> Tensor:
         z = (log_snr - self.mean) / self.scale

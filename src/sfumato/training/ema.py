@@ -134,6 +134,7 @@ class Averages:
         if len({profile.name for profile in profiles}) != len(self.profiles):
             raise RunError(f"two averages of the same name: {[profile.name for profile in profiles]}")
         self._sources = [p.detach() for p in parameters.values()]
+        self._on_cpu = all(source.device.type == "cpu" for source in self._sources)
         self._tracks = {
             p.name: [s.clone(memory_format=torch.preserve_format) for s in self._sources] for p in profiles
         }
@@ -143,9 +144,16 @@ class Averages:
         """Take in the weights as they are now, after the step that led from `before` to `after` images."""
         if not 0 <= before < after:
             raise ValueError(f"images must grow, not go from {before} to {after}")
-        for profile in self.profiles:
-            share = profile.forget(before, after)
-            torch._foreach_lerp_(self._tracks[profile.name], self._sources, share)  # pyright: ignore[reportPrivateImportUsage]
+        tracks = [self._tracks[profile.name] for profile in self.profiles]
+        shares = [profile.forget(before, after) for profile in self.profiles]
+        if self._on_cpu:
+            # All averages of one weight while it is in the cache: this is a matter of memory traffic only.
+            for source, *averages in zip(self._sources, *tracks, strict=True):
+                for average, share in zip(averages, shares, strict=True):
+                    average.lerp_(source, share)
+            return
+        for track, share in zip(tracks, shares, strict=True):
+            torch._foreach_lerp_(track, self._sources, share)  # pyright: ignore[reportPrivateImportUsage]
 
     def track(self, name: str) -> dict[str, Tensor]:
         """The average of that name, parameter by parameter (not copies)."""

@@ -149,8 +149,7 @@ class Stepper:
         scaler = self.precision.scaler
         if scaler:
             scaler.unscale_(self.optimizer)
-        limit = self._config.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self._parameters, limit) if limit < math.inf else self._norm()
+        norm = self._clip()
         # An overflow of the scaled gradient is the scaler's business: it skips the step and halves the scale.
         watch.note(images, Stepped(loss, torch.nan_to_num(norm) if scaler else norm))
         self.touched = True
@@ -170,8 +169,14 @@ class Stepper:
         if self._device.type == "cuda":
             torch.cuda.default_generators[self._device.index or 0].manual_seed(key)
 
-    def _norm(self) -> Tensor:
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+    def _clip(self) -> Tensor:
+        """Shorten the gradient to the greatest norm allowed; returns the norm it had."""
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        limit = self._config.clip
+        # On a CPU the norm can be looked at for nothing, and a gradient that is short enough need not be rewritten.
+        if limit and (self._device.type != "cpu" or norm > limit):
+            nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+        return norm
 
 
 @contextlib.contextmanager

@@ -1,0 +1,104 @@
+"""Recipes: every slip is answered before anything starts, in one line that says what was meant."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfumato.errors import RecipeError, SfumatoError
+from sfumato.recipes import packaged, parse_overrides, read_recipe, recipe_from
+from sfumato.recipes.recipe import to_toml
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_packaged_recipes_survive_being_written(name: str):
+    recipe = read_recipe(name)
+    assert recipe_from(tomllib.loads(to_toml(recipe))) == recipe
+
+
+@given(
+    st.integers(1, 10**6),
+    st.floats(1e-6, 1),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+)
+def test_overrides_reach_their_place(batch: int, rate: float, about: str):
+    recipe = read_recipe(
+        "digits",
+        {"training.batch": batch, "training.learning_rate": rate, "about": about, "training.warmup": 0},
+    )
+    assert (recipe.training.batch, recipe.training.learning_rate, recipe.about) == (batch, rate, about)
+    assert recipe_from(tomllib.loads(to_toml(recipe))) == recipe
+
+
+def test_overrides_are_read_as_toml_or_as_text():
+    texts = ["a.b=1", "a.c=[1, 2]", "a.d=true", "a.e=runs/x", 'a.f="1"', "a.g=none", "a.h={ kind = 'x' }"]
+    assert parse_overrides(texts) == {
+        "a.b": 1, "a.c": [1, 2], "a.d": True, "a.e": "runs/x", "a.f": "1", "a.g": None, "a.h": {"kind": "x"},
+    }  # fmt: skip
+
+
+def test_another_kind_forgets_the_settings_of_the_old():
+    recipe = read_recipe("digits", ["objective.times.kind=log-normal"])
+    assert recipe.objective.times == {"kind": "log-normal"}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.bach=3", "did you mean 'batch'"),
+        ("batch=3", "did you mean 'training.batch'"),
+        ("traning.batch=3", "did you mean 'training'"),
+        ("training.batch=many", "training.batch = 'many'"),
+        ("training.batch=0", "greater than 0"),
+        ("training.learning_rate=-1", "greater than 0"),
+        ("denoiser.parameterisation=velocty", "did you mean 'velocity'"),
+        ("objective.drop=1.5", "objective.drop"),
+        ("sampling.steps=0", "sampling.steps"),
+        ("name.first=x", "is a value, not a section"),
+        ("training", "section.name=value"),
+        ("=3", "section.name=value"),
+    ],
+)
+def test_a_slip_says_what_was_meant(override: str, says: str):
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("digits", [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path):
+    with pytest.raises(RecipeError, match="did you mean 'digits'"):
+        read_recipe("digts")
+    with pytest.raises(RecipeError, match="cannot read"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = [")
+    with pytest.raises(RecipeError, match="not TOML"):
+        read_recipe(tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not TOML"):
+        read_recipe(tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_text("name = 'x'")
+    with pytest.raises(RecipeError, match="'data' is missing"):
+        read_recipe(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "network.widht=3", "network.classes=4", "process.schedule.kind=flwo", "process.schedule={ kind = 'flow', x = 1 }",
+        "objective.weighting.kind=snrr", "objective.times.kind=gaussian", "objective.times.std=-1",
+        "sampling.solver.kind=heunn", "sampling.grid.kind=x", "data.source=dgits", "data.source=/no/such/folder",
+        "training.batch=100000", "data.held_out=1.5", "data.held_out=tset",
+    ],
+)  # fmt: skip
+def test_what_the_recipe_cannot_know_fails_before_training(override: str):
+    pytest.importorskip("sklearn")
+    from sfumato.recipes.run import set_up
+
+    with pytest.raises(SfumatoError) as caught:
+        set_up(read_recipe("digits", [override]))
+    assert "\n" not in str(caught.value)
