@@ -116,14 +116,14 @@ def train_ours(name: str, seconds: float, folder: Path) -> None:
     quiet = {"validate_every": 0, "preview_every": 0, "checkpoint_every": 0, "log_every": 10**9}
     config = parts.recipe.training.model_copy(update=quiet)
     probe, speed = (
-        config.model_copy(update={"images": config.batch * 60, "warmup": config.batch * 10}),
+        config.model_copy(update={"images": config.batch * 30, "warmup": config.batch * 10}),
         Speed(),
     )
     with tempfile.TemporaryDirectory() as spare:
         Trainer(
             copy.deepcopy(parts.denoiser), parts.objective, parts.data, probe, spare, callbacks=[speed]
         ).fit()
-    times = speed.times[20:]
+    times = speed.times[10:]
     rate = config.batch * (len(times) - 1) / (times[-1] - times[0])
     left = seconds - turns.active()
     images = int(0.95 * rate * left)

@@ -10,7 +10,7 @@
 The two loops of a pair take turns, a few steps at a time within one process, so that whatever else the machine does
 meets both; what is reported is the median over pairs of neighbouring segments, with its quartiles.
 
-    python benchmarks/trainer_overhead.py [--only bare|diffusers|compile] [--batch 24] [--threads 2]
+    python benchmarks/trainer_overhead.py [--only bare|diffusers|compile] [--batch 16] [--threads 2]
         [--steps 6] [--rounds 12] [--cpu-time]
 """
 
@@ -32,7 +32,7 @@ from sfumato.objectives import Denoising
 from sfumato.processes import build_process
 from sfumato.training import Callback, Trainer, TrainingConfig
 
-BATCH, SIZE = 24, 32
+BATCH, SIZE = 16, 32
 WARM = 3  # segments that are not counted
 CLOCK = time.perf_counter
 

@@ -84,7 +84,8 @@ def test_the_mixtures_density_is_that_of_torch(schedule):
     level = schedule.level(0.4)
     covariances = model.basis @ torch.diag_embed(model.eigenvalues) @ model.basis.mT
     components = torch.distributions.MultivariateNormal(
-        level.alpha * model.means, level.alpha**2 * covariances + level.sigma**2 * torch.eye(2)
+        level.alpha * model.means,
+        level.alpha**2 * covariances + level.sigma**2 * torch.eye(2, dtype=torch.float64),
     )
     whole = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(model.weights), components)
     x = torch.randn(20, 2, dtype=torch.float64)

@@ -207,15 +207,16 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
     """
     plan = model.sampling.with_(steps=settings.get("steps"), grid=settings.get("grid"))
     levels = plan.grid.levels(model.denoiser.process, plan.steps)
-    wanted = {math.ceil((k + 1) * plan.steps / frames) for k in range(min(frames, plan.steps))}
+    shown = min(frames, plan.steps)
+    wanted = {math.ceil((k + 1) * plan.steps / shown) for k in range(shown)}
     shots: list[Tensor] = []
     captions: list[str] = []
 
     def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
         if done in wanted:
-            shown = None if done == total else prediction
-            shots.append(x.clone() if shown is None else shown.x0.clone())
-            captions.append("sample" if shown is None else f"t = {levels[done - 1].time:.2f}")
+            guess = None if done == total else prediction
+            shots.append(x.clone() if guess is None else guess.x0.clone())
+            captions.append("sample" if guess is None else f"t = {levels[done - 1].time:.2f}")
 
     model.sample(count, callback=keep, batch=count, **settings)
     return shots, captions

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,13 @@ class Draws(Protocol):
 
     def normal(self, like: Tensor, stream: int = 0) -> Tensor: ...
     def uniform(self, like: Tensor, stream: int = 0) -> Tensor: ...
+
+
+@runtime_checkable
+class Strata(Draws, Protocol):
+    """Draws that know the whole batch of which they serve a part, and so its low-discrepancy uniforms."""
+
+    def strata(self, like: Tensor, stream: int = 0) -> Tensor: ...
 
 
 def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) -> np.ndarray:

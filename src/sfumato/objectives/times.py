@@ -8,14 +8,14 @@ still uniform, so the loss keeps its expectation, and its variance over a batch 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import RecipeError, choose
-from ..noise import Draws
+from ..noise import Draws, Strata
 from ..processes import Schedule
 
 EDGE = 1e-5  # times stay this far from 0 and 1, where weights of the form 1/sigma or 1/alpha are not finite
@@ -26,7 +26,9 @@ class Times:
     """A distribution over times. stratified: draw a batch with low discrepancy."""
 
     kind: ClassVar[str] = ""
-    stratified: bool = True
+    stratified: bool = field(
+        default=True, kw_only=True
+    )  # so that LogNormal(-1.2, 1.2) is a mean and a deviation
 
     def __post_init__(self) -> None:
         std = getattr(self, "std", 1.0)
@@ -41,11 +43,19 @@ class Times:
 
     def sample(self, like: Tensor, schedule: Schedule, noise: Draws, stream: int = 0) -> Tensor:
         """Times (batch,) in float64 for a batch `like` (batch, ...)."""
-        u = noise.uniform(torch.empty(len(like), dtype=torch.float64, device=like.device), stream)
+        shape = torch.empty(len(like), dtype=torch.float64, device=like.device)
+        if self.stratified and isinstance(
+            noise, Strata
+        ):  # a part of a batch takes its part of the batch's strata
+            return self._clamped(noise.strata(shape, stream), schedule)
+        u = noise.uniform(shape, stream)
         if self.stratified:
             u = (u[0] + torch.arange(len(u), dtype=u.dtype, device=u.device) / len(u)) % 1.0
             # the order of strata must not follow the order of the data
             u = u[noise.uniform(u, stream + 1).argsort()]
+        return self._clamped(u, schedule)
+
+    def _clamped(self, u: Tensor, schedule: Schedule) -> Tensor:
         return self.quantile(u.clamp(1e-7, 1 - 1e-7), schedule).clamp(EDGE, 1 - EDGE)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,5 +103,5 @@ def build_times(kind: str = "uniform", **config: Any) -> Times:
     """A time distribution from its name and values."""
     cls = TIMES[choose(kind, TIMES, "time distribution")]
     for name in config:
-        choose(name, [field.name for field in fields(cls)], f"value of the {kind} time distribution")
+        choose(name, [entry.name for entry in fields(cls)], f"value of the {kind} time distribution")
     return cls(**config)

@@ -16,7 +16,7 @@ an error gain * e in another (`Gaussian.gain`). With SNR = alpha^2 / sigma^2 = e
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -31,16 +31,19 @@ class Weighting:
     """A weight on the squared error in `space`, as a function of the log-SNR."""
 
     kind: ClassVar[str] = ""
-    space: str = "x0"
+    space: str = field(default="x0", kw_only=True)  # so that MinSNR(5.0) is a gamma; Plain("v") is a space
 
     def __post_init__(self) -> None:
         choose(self.space, PARAMETERISATIONS, "space of a weighting")
-        if self.kind != "plain" and self.space != type(self).space:
+        if self.kind != "plain" and self.space != self._own_space():
             raise RecipeError(
-                f"the {self.kind} weighting is defined on {type(self).space!r}; only 'plain' takes another space"
+                f"the {self.kind} weighting is defined on {self._own_space()!r}; only 'plain' takes another space"
             )
         if getattr(self, "gamma", 1.0) <= 0 or getattr(self, "floor", 0.0) < 0:
             raise RecipeError(f"a weighting needs gamma > 0 and floor >= 0, not {self.to_json()}")
+
+    def _own_space(self) -> Any:
+        return next(entry.default for entry in fields(self) if entry.name == "space")
 
     def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
         """The weight (batch,) of the squared error in `self.space`."""
@@ -103,7 +106,7 @@ class SigmoidWeighting(Weighting):
     """S(bias - lambda) on eps."""
 
     kind: ClassVar[str] = "sigmoid"
-    space: str = "eps"
+    space: str = field(default="eps", kw_only=True)
     bias: float = 0.0
 
     def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
@@ -119,5 +122,5 @@ def build_weighting(kind: str = "plain", **config: Any) -> Weighting:
     """A weighting from its name and values."""
     cls = WEIGHTINGS[choose(kind, WEIGHTINGS, "weighting")]
     for name in config:
-        choose(name, [field.name for field in fields(cls)], f"value of the {kind} weighting")
+        choose(name, [entry.name for entry in fields(cls)], f"value of the {kind} weighting")
     return cls(**config)

@@ -24,6 +24,11 @@ from ..model import Model, film, spread_labels
 from ..training.logbook import read_log
 from .judge import Judgement
 
+FILM = (
+    "How samples come about: what the model takes the finished picture to be, from almost pure noise on the left to the "
+    "sample on the right."
+)
+
 
 def write_pictures(model: Model, out: Path, columns: int = 10) -> dict[str, Path]:
     """Write `out/samples.png` (a row for each class) and `out/film.png` (how samples come about)."""
@@ -50,20 +55,16 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
                 (
                     Image.open(pictures["samples"]),
                     "Samples that the model drew, one row for each class; seed 0.",
-                ),
-                (
-                    Image.open(pictures["film"]),
-                    "How samples come about: what the model takes the finished picture to be, from "
-                    "almost pure noise on the left to the sample on the right.",
-                ),
+                )
             ],
             title="What it makes",
         ),
+        Pictures([(Image.open(pictures["film"]), FILM)]),
         Measures(judgement.measures, title="How good it is", features=judgement.features),
     ]
     if judgement.curve:
         floor = judgement.curve[0]["floor"]
-        curve = [row | {"solver": plan.solver.kind} for row in judgement.curve]
+        curve = [row | {"solver": plan.solver.kind, "steps": row["evaluations"]} for row in judgement.curve]
         heads = ["steps", "evaluations", "Fréchet distance", "low", "high"]
         cells = [
             [row["steps"], row["evaluations"], row["value"], row["low"], row["high"]]
