@@ -75,7 +75,7 @@ def test_train_sample_evaluate_and_check_the_receipt(
     stated = {m["name"]: m["value"] for m in json.loads(receipt.read_text())["measures"]}
     assert {"frechet", "kernel", "precision", "recall", "agreement", "copying"} <= set(stated)
     for path in (trained / "receipts").iterdir():
-        code, out, err = run(capsys, "evaluate", trained / "model", "--receipt", path)
+        code, out, err = run(capsys, "evaluate", "--receipt", path)
         assert code == 0, err
         assert "The receipt agrees" in out
 
@@ -174,6 +174,7 @@ def bad_inputs(folder: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
         "count 0": (["sample", model, "--count", "0", "--out", str(folder / "out")], "at least one"),
         "no such solver": (["sample", model, "--solver", "hein", "--out", str(folder / "out")], "did you mean 'heun'"),
         "no such data": (["data", "fetch", "digit"], "did you mean 'digits'"),
+        "no model": (["evaluate"], "which model"),
         "no receipt": (["evaluate", model, "--receipt", str(folder / "none.json")], "none.json"),
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def demo(*, out: Annotated[Path, Parameter(alias="-o")] = Path("runs/demo")) -> 
         ),
         (
             "compute the figures again and compare",
-            f"sfumato evaluate {folder} --receipt {out / 'receipts/quality.json'}",
+            f"sfumato evaluate --receipt {out / 'receipts/quality.json'}",
         ),
         ("train on 60,000 pictures of clothing", "sfumato train fashion-mnist --out runs/fashion"),
     ]

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..errors import BundleError
+
 if TYPE_CHECKING:
     from ..recipes.judge import Judgement
 
 
 def evaluate(
-    bundle: Path,
+    bundle: Path | None = None,
     /,
     *,
     samples: int | None = None,
@@ -29,7 +31,7 @@ def evaluate(
     Parameters
     ----------
     bundle
-        The model's folder.
+        The model's folder. With --receipt it may be left out: the receipt says which it is about.
     samples
         How many samples are judged, instead of the recipe's number.
     steps
@@ -43,6 +45,8 @@ def evaluate(
     """
     if receipt is not None:
         return _check(bundle, receipt)
+    if bundle is None:
+        raise BundleError("which model? for example: sfumato evaluate runs/demo/model")
     from ..recipes.judge import judge
     from ..recipes.report import write_report
     from .show import Bar, console, say
@@ -58,7 +62,7 @@ def evaluate(
     show(found)
     first = found.receipts["quality"][1]
     commands = [
-        ("compute the figures again and compare", f"sfumato evaluate {bundle} --receipt {first}"),
+        ("compute the figures again and compare", f"sfumato evaluate --receipt {first}"),
         ("draw samples", f"sfumato sample {bundle} --count 16 --out {out / 'drawn'}"),
         ("see what is in the model", f"sfumato inspect {bundle}"),
     ]
@@ -95,12 +99,15 @@ def show(found: Judgement) -> None:
         table("", heads, points)
 
 
-def _check(bundle: Path, path: Path) -> int:
+def _check(bundle: Path | None, path: Path) -> int:
     from ..evaluation.receipts import Receipt
     from ..recipes.judge import Bench
     from .show import Bar, console, table
 
     receipt = Receipt.read(path)
+    if bundle is None:  # where it says, or beside the folder of receipts that it lies in
+        places = [Path(str(receipt.model.get("folder", ""))), path.resolve().parent.parent / "model"]
+        bundle = next((place for place in places if (place / "bundle.json").is_file()), places[0])
     with Bar("computing again") as bar:
         bench = Bench(bundle, lambda what, done, total: bar.update(done, total, what))
         rows = bench.recompute(receipt)

@@ -218,12 +218,14 @@ class Images:
 
 
 def as_source(source: Source | str | Path) -> Source:
-    """A `Source` from a short form: a named source's name, or a path."""
+    """A `Source` from a short form: a named source's name, "hub:owner/name", or a path."""
     if isinstance(source, Source):
         return source
     from sfumato.domains.sources import SOURCES
 
     text = str(source)
+    if text.startswith("hub:"):
+        return Source(hub=text.removeprefix("hub:"))
     if isinstance(source, str) and text in SOURCES:
         return Source(name=text)
     if isinstance(source, Path) or "/" in text or Path(text).exists():

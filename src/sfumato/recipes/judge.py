@@ -173,6 +173,7 @@ class Bench:
             measures=tuple(measures),
             model={
                 "name": self.recipe.name,
+                "folder": str(self.folder),
                 "hash": self.model.info["sha256"],
                 "weights": self.model.info["files"]["weights.safetensors"],
             },
@@ -184,7 +185,7 @@ class Bench:
             },
             features=self.features.card() if uses else {"name": "none", "hash": "none"},
             sampling=settings,
-            command=f"sfumato evaluate {self.folder} --receipt {path}",
+            command=f"sfumato evaluate --receipt {path}",
             seconds=round(seconds, 2),
         )
         receipt.write(path)

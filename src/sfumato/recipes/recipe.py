@@ -34,7 +34,8 @@ class DataConfig(_Section):
     """[data]: where the pictures are, how they are read, and which are held out."""
 
     source: str
-    """A named source (`sfumato data list`) or a path: a folder (class = subfolder), NPZ, NPY, IDX or parquet."""
+    """A named source (`sfumato data list`), a path (folder with a subfolder a class, NPZ, NPY, IDX, parquet), or
+    "hub:owner/name"."""
     split: str = "train"
     """Which part of a source that has parts."""
     held_out: float | str = 0.1

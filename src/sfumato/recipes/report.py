@@ -25,8 +25,8 @@ from ..training.logbook import read_log
 from .judge import Judgement
 
 FILM = (
-    "How samples come about: what the model takes the finished picture to be, from almost pure noise on the left to the "
-    "sample on the right."
+    "How samples come about: what the model takes the finished picture to be, from almost pure noise on the left to "
+    "the sample on the right."
 )
 
 

@@ -18,9 +18,11 @@ scaled state y = x / c obeys dy/du = a x_0 + b eps with x_0 and eps the denoiser
     time    1                      t                  (alpha', sigma')        the schedule's own time
 
 `flow` and `angle` are finite at both ends, zero terminal SNR included. One Euler step in any of the first two frames is
-DDIM; higher orders differ, because a polynomial in one u is not one in another. The time frame knows neither the clean
-end nor levels off the schedule, whose time is 0 all the same, and sigma' is infinite at the end of most schedules: a
-step that ends at time 0 is made in the flow frame instead.
+DDIM; higher orders differ, because a polynomial in one u is not one in another.
+
+A step to clean data is made in the flow frame whatever the frame, which makes it x_0 itself: Euler's in `angle` would
+leave some of the noise, and in `time` most of it, since sigma' is infinite at the end of many schedules. So is one to
+a level beyond the schedule's end, where all levels have the time 0.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ def frame_at(frame: str, process: Gaussian, level: Level) -> tuple[float, float,
 
 
 def frame_to(frame: str, s: Level) -> str:
-    """The frame in which a step to s is made: the one asked for, except that time ends before the data do."""
-    return "flow" if frame == "time" and s.time == 0 else frame
+    """The frame in which a step to s is made: the one asked for, but for clean data and the end of time."""
+    return "flow" if s.sigma == 0 or (frame == "time" and s.time == 0) else frame
 
 
 def euler_step(
@@ -148,7 +150,7 @@ def integrate(
     for i in range(steps):
         t, s = levels[i], levels[i + 1]
         x, carry = solver.step(denoise, process, x, t, s, carry, noise.at(i + 1))
-        if not math.isfinite(float(x.sum())):
+        if not math.isfinite(float(x.detach().sum())):
             raise SolverError(
                 f"the state is not finite after step {i + 1} of {steps} (time {t.time:.4g} to {s.time:.4g})"
             )
