@@ -8,12 +8,14 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import sfumato.bundle as bundles
 from sfumato.errors import BundleError, RunError
+from sfumato.model import film
 
 
 @pytest.fixture
@@ -179,3 +181,30 @@ def test_a_wrong_wish_is_one_clear_line(demo_folder: Path, settings: dict, says:
         model.sample(3, **settings)
     assert isinstance(caught.value, bundles.SfumatoError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 11])
+def test_a_film_ends_with_the_sample(demo_folder: Path, steps: int):
+    model = bundles.load(demo_folder / "runs" / "demo" / "model")
+    condition = {"label": [0, 1]}
+    shots, captions = film(model, 2, frames=8, steps=steps, condition=condition, seed=4)
+    assert len(shots) == len(captions) == min(8, steps)
+    assert captions[-1] == "sample"
+    assert torch.equal(shots[-1], model.sample(2, steps=steps, condition=condition, seed=4))
+
+
+@pytest.mark.parametrize("label", [3.7, [1.5, 2], True, [None, 1]])
+def test_a_label_that_is_no_label_is_refused(demo_folder: Path, label: object):
+    model = bundles.load(demo_folder / "runs" / "demo" / "model")
+    with pytest.raises(BundleError, match="whole number"):
+        model.labels(label, 2)
+    assert model.labels(np.int64(3), 2).tolist() == model.labels(np.array([3, 3]), 2).tolist() == [3, 3]
+
+
+def test_a_model_that_always_saw_labels_is_not_sampled_without(demo_folder: Path):
+    model = bundles.load(demo_folder / "runs" / "demo" / "model")
+    model.sample(1, steps=1)
+    model.info["guidable"] = False
+    model.sample(1, steps=1, condition={"label": 3})
+    with pytest.raises(BundleError, match="with a label always"):
+        model.sample(1, steps=1)

@@ -21,7 +21,8 @@ pytest.importorskip("jinja2")
 
 SMALL = [
     "network.width=8", "network.multipliers=[1]", "network.blocks=[1]", "training.images=1280", "training.warmup=64",
-    "training.checkpoint_every=320", "training.validate_every=640", "training.log_every=320", "training.optimizer=adamw",
+    "training.checkpoint_every=320", "training.validate_every=640", "training.log_every=320",
+    "training.optimizer=adamw",
     "training.compile=false", "sampling.steps=2", "evaluation.samples=60", "evaluation.curve_samples=40",
     "evaluation.steps=[1]", "evaluation.bound_images=20", "evaluation.bound_terms=4",
 ]  # fmt: skip
@@ -173,6 +174,15 @@ def bad_inputs(folder: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
         "steps -1": (["sample", model, "--steps", "-1", "--out", str(folder / "out")], "steps"),
         "count 0": (["sample", model, "--count", "0", "--out", str(folder / "out")], "at least one"),
         "no such solver": (["sample", model, "--solver", "hein", "--out", str(folder / "out")], "did you mean 'heun'"),
+        "seed -1": (["sample", model, "--seed", "-1", "--out", str(folder / "out")], "seed must be"),
+        "index -1": (["sample", model, "--indices", "-1", "--out", str(folder / "out")], "index must be"),
+        "nowhere to write": (["sample", model, "--out", str(good / "dark" / "000.png")], "000.png"),
+        "evaluate none": (["evaluate", model, "--samples", "0", "--out", str(folder / "out")], "n=0"),
+        "no such optimizer": (["train", "digits", "training.optimizer=adamx", "--out", str(folder / "out")], "adamw"),
+        "refused resume": (
+            ["train", "digits", *SMALL, "network.width=16", "--resume", "--out", str(trained)], "another network",
+        ),
+        "no such split": (train(good, "data.held_out=test"), "no split 'test'"),
         "no such data": (["data", "fetch", "digit"], "did you mean 'digits'"),
         "no model": (["evaluate"], "which model"),
         "no receipt": (["evaluate", model, "--receipt", str(folder / "none.json")], "none.json"),
@@ -183,6 +193,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     before = sorted(path.relative_to(trained) for path in trained.rglob("*"))
+    recipe = (trained / "recipe.toml").read_bytes()
     for what, (words, says) in bad_inputs(tmp_path, trained).items():
         code, _, err = run(capsys, *words)
         assert code == 1, what
@@ -190,6 +201,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         assert err.count("\n") == 1, f"{what}: {err}"
         assert not (tmp_path / "out").exists(), what
     assert sorted(path.relative_to(trained) for path in trained.rglob("*")) == before
+    assert (trained / "recipe.toml").read_bytes() == recipe
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = pictures(tmp_path / "some", 4)
+    (folder / "dark" / "a[old] [b].png").write_bytes(b"nothing")
+    code, out, _ = run(capsys, "data", "check", folder)
+    assert code == 1
+    assert "a[old] [b].png" in out
+
+
+def test_a_film_of_one_sample_is_of_that_sample(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for words, name in ((["--indices", 5], "one"), (["--count", 6], "six")):
+        words = ["sample", trained / "model", *words, "--film", "--label", 3, "--out", tmp_path / name]
+        code, _, err = run(capsys, *words)
+        assert code == 0, err
+    one, six = (np.asarray(Image.open(tmp_path / n / "film.png"), dtype=int) for n in ("one", "six"))
+    tall = one.shape[0] - 24  # captions above, a margin below
+    assert np.abs(one[20 : 20 + tall] - six[-tall - 4 : -4]).max() <= 1
 
 
 def test_a_damaged_picture_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -219,6 +249,10 @@ def test_two_processes_cannot_share_a_run_and_a_signal_saves(tmp_path: Path, cap
         code, _, err = run(capsys, "train", "--resume", "--out", out)
         assert code == 1
         assert f"in use by process {first.pid}" in err
+        asked = (out / "recipe.toml").read_bytes()
+        code, _, err = run(capsys, "train", "digits", *SMALL, "training.seed=9", "--resume", "--out", out)
+        assert code == 1
+        assert (out / "recipe.toml").read_bytes() == asked  # what is refused leaves nothing behind
         first.send_signal(signal.SIGTERM)
         said, _ = first.communicate(timeout=60)
         assert first.returncode == 130

@@ -459,6 +459,16 @@ def test_idx_folder_splits(tmp_path) -> None:
     refuses(Source(path=tmp_path, split="valid"), "no split 'valid': found test, train")
 
 
+def test_what_has_no_parts_has_no_other_split(tmp_path) -> None:
+    """Held-out pictures that are the training pictures would make every figure a lie."""
+    Images().write(pixels(4), tmp_path / "pictures")
+    np.save(tmp_path / "x.npy", pixels(4))
+    np.savez(tmp_path / "x.npz", images=pixels(4))
+    for place in ("pictures", "x.npy", "x.npz"):
+        assert len(Images().read(tmp_path / place)) == 4
+        refuses(Source(path=tmp_path / place, split="test"), "no split 'test'")
+
+
 def test_source_says_one_place() -> None:
     for bad in ({}, {"name": "digits", "hub": "a/b"}, {"path": "x", "hub": "a/b"}):
         with pytest.raises(DataError, match="only one place"):

@@ -323,6 +323,15 @@ def test_the_report_is_whole_and_points_nowhere(tmp_path):
     assert curve == r.figure_quality_vs_steps(steps, 0.3)  # the same rows, the same bytes
 
 
+def test_the_few_points_of_a_binned_curve_are_all_drawn():
+    pytest.importorskip("matplotlib")
+    from sfumato.evaluation.figures import figure_loss_by_noise
+
+    levels = np.arange(-9.0, 10.0, 2.0)
+    drawn = figure_loss_by_noise(levels, levels**2)
+    assert drawn.count('style="fill: var(--a); stroke: var(--a)"') == len(levels)
+
+
 def test_figures_and_reports_refuse_what_they_cannot_show():
     pytest.importorskip("matplotlib")
     from sfumato.evaluation import report as r

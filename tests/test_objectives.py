@@ -274,7 +274,7 @@ def test_the_bound_lies_above_the_entropy_and_tightens(schedule):
     "schedule", [Flow(), Linear(), Cosine(), DDPM(), ZeroTerminalSNR()], ids=lambda s: s.kind
 )
 def test_the_bound_is_the_entropy_if_the_variance_is_known_too(schedule):
-    """The reverse chain of Gaussian data is Gaussian: with its mean and variance no step loses anything, however few."""
+    """The reverse chain of Gaussian data is Gaussian: with its mean and variance known no step loses anything."""
     exact, x0, truth = gaussian_data(schedule, rows=300)
     for steps in (8, 25):
         known = Bound(steps).bits_per_dimension(KnowsVariance(exact, 0.09, steps), x0, Noise(0, 300)).mean()
@@ -483,6 +483,14 @@ def test_objectives_are_built_from_what_recipes_write():
     assert built == Denoising(MinSNR(gamma=3.0), LogNormal(), 0.1, 4)
     assert build_objective("hybrid", steps=50).bound == Bound(50)
     assert build_objective("bound", steps=50) == Bound(50)
+    # what a kind adds to its base comes first when given without a name
+    assert LogNormal(-0.3, 0.4) == LogNormal(mean=-0.3, std=0.4)
+    assert (SNR(2.0).floor, MinSNR(3.0).gamma, SigmoidWeighting(1.0).bias, Plain("v").space) == (
+        2.0,
+        3.0,
+        1.0,
+        "v",
+    )
     for weighting in WEIGHTS:
         assert build_weighting(**weighting.to_json()) == weighting
     for cls in TIMES.values():

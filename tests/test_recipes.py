@@ -41,6 +41,12 @@ def test_overrides_are_read_as_toml_or_as_text():
     }  # fmt: skip
 
 
+def test_none_is_no_value_except_where_it_is_one():
+    recipe = read_recipe("digits", ["data.labels=none", "data.limit=5"])
+    assert (recipe.data.labels, recipe.data.limit) == ("none", 5)
+    assert read_recipe("digits", ["data.limit=none"]).data.limit is None
+
+
 def test_another_kind_forgets_the_settings_of_the_old():
     recipe = read_recipe("digits", ["objective.times.kind=log-normal"])
     assert recipe.objective.times == {"kind": "log-normal"}
@@ -89,7 +95,8 @@ def test_files_that_are_no_recipes(tmp_path: Path):
 @pytest.mark.parametrize(
     "override",
     [
-        "network.widht=3", "network.classes=4", "process.schedule.kind=flwo", "process.schedule={ kind = 'flow', x = 1 }",
+        "network.widht=3", "network.classes=4", "process.schedule.kind=flwo",
+        "process.schedule={ kind = 'flow', x = 1 }",
         "objective.weighting.kind=snrr", "objective.times.kind=gaussian", "objective.times.std=-1",
         "sampling.solver.kind=heunn", "sampling.grid.kind=x", "data.source=dgits", "data.source=/no/such/folder",
         "training.batch=100000", "data.held_out=1.5", "data.held_out=tset",
@@ -102,3 +109,38 @@ def test_what_the_recipe_cannot_know_fails_before_training(override: str):
     with pytest.raises(SfumatoError) as caught:
         set_up(read_recipe("digits", [override]))
     assert "\n" not in str(caught.value)
+
+
+def test_the_order_of_overrides_does_not_matter():
+    given = ["network.depth=4", "network.kind=dit"]
+    assert read_recipe("digits", given) == read_recipe("digits", given[::-1])
+    assert read_recipe("digits", given).network.model_dump() == {"kind": "dit", "depth": 4}
+
+
+@pytest.mark.parametrize("kind", ["denoising", "hybrid"])
+def test_another_objective_keeps_what_all_of_them_have(kind: str):
+    before = read_recipe("digits").objective
+    after = read_recipe("digits", [f"objective.kind={kind}"]).objective
+    assert after == before.model_copy(update={"kind": kind})
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sampling.solver={}", "[sampling]"),
+        ("sampling.grid.rho=a", "[sampling]"),
+        ("process.schedule={}", "[process]"),
+        ("objective.times.std=a", "[objective]"),
+        # digits samples with guidance: found out now, not when the trained model is to be written
+        ("objective.drop=0", "guidance 1"),
+        ("data.labels=none", "guidance 1"),
+    ],
+)
+def test_what_cannot_be_sampled_is_not_trained(override: str, says: str):
+    pytest.importorskip("sklearn")
+    from sfumato.recipes.run import set_up
+
+    with pytest.raises(RecipeError) as caught:
+        set_up(read_recipe("digits", [override]))
+    assert says in str(caught.value)
+    set_up(read_recipe("digits", ["objective.drop=0", "sampling.guidance=1"]))

@@ -6,6 +6,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_check_solver_passes_their_variants(solver):
 class Lopsided(Heun):
     def step(self, denoise, process, x, t, s, carry, noise):
         euler, _ = Euler(self.frame).step(denoise, process, x, t, s, carry, noise)
-        heun = heun_step(self.frame, lambda y, level: denoise(y, level), process, x, t, s)
+        heun = heun_step(self.frame, denoise, process, x, t, s)
         return 0.9 * heun + 0.1 * euler, None  # the two slopes at 0.55 and 0.45
 
 
@@ -230,7 +231,7 @@ def test_the_order_on_a_gaussian_is_the_stated_one(solver, schedule):
 
 @pytest.fixture(scope="module")
 def reference():
-    """(y at u = 0.9, y at u = 0.1) on the mixture's probability flow: one curve for all schedules, y = x / (alpha + sigma)."""
+    """(y at u = 0.9, y at u = 0.1) on the mixture's flow: one curve for all schedules, y = x / (alpha + sigma)."""
     model = hills(Gaussian(Flow()))
     start = Noise(3, 6).normal(torch.empty(6, 2, dtype=torch.float64))
 
@@ -371,7 +372,7 @@ def test_sampling_starts_at_pure_noise(solver, schedule):
 
 def test_a_velocity_that_is_infinite_is_refused():
     process = Gaussian(Sigmoid())  # alpha falls as a square root at t = 1
-    with pytest.raises(SolverError, match="'velocity' says nothing of x0 .*predict 'v'"):
+    with pytest.raises(SolverError, match=r"'velocity' says nothing of x0 .*predict 'v'"):
         run(DDIM(), process, UniformGrid().levels(process, 5), "velocity")
 
 
@@ -380,7 +381,7 @@ def test_a_velocity_that_is_infinite_is_refused():
 
 def by_hand(solver, levels, mu, var, mean, variance):
     """The output law's recursion in numpy, written from the papers for data N(mu, var)."""
-    for t, s in zip(levels[:-1], levels[1:], strict=True):
+    for t, s in pairwise(levels):
         if isinstance(solver, EDMSolver):
             at, to = t.sigma, s.sigma  # on VE, where alpha = 1
             if solver.s_min <= at <= solver.s_max:
@@ -610,7 +611,7 @@ def test_grids_rise_from_the_start_to_clean_data_in_so_many_steps(kind, schedule
             assert len(levels) == steps + 1
             assert levels[-1].sigma == 0
             assert levels[-1].alpha == 1
-            assert all(s.log_snr > t.log_snr for t, s in zip(levels[:-1], levels[1:], strict=True))
+            assert all(s.log_snr > t.log_snr for t, s in pairwise(levels))
             first = process.level(start)
             if kind in ("karras", "log-snr"):  # they stop at sigma / alpha = 80 on the way to infinity
                 assert levels[0].sigma / levels[0].alpha == pytest.approx(

@@ -369,6 +369,19 @@ def test_another_run_is_refused(finished, tmp_path):
     assert told.messages == ["resumed with training.images = 704, it was 640"]
 
 
+def test_a_setting_changed_on_resuming_is_the_one_that_acts(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    told = Told()
+    changed = trainer(
+        tmp_path / "run", small(images=704, weight_decay=0.25, betas=(0.8, 0.9)), callbacks=[told]
+    )
+    changed.fit()
+    groups = changed.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]  # biases are spared, as before
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}
+    assert "resumed with training.weight_decay = 0.25, it was 0.0" in told.messages
+
+
 def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     result = trainer(tmp_path, small(keep_last=1, learning_rate=1e-3)).fit()
     kept = checkpoints_in(tmp_path / "checkpoints")

@@ -97,7 +97,7 @@ def save(
             with opened(aside / "bundle.json") as file:
                 file.write(json.dumps(record, indent=1).encode())
             if card is not None:
-                (aside / "README.md").write_text(card)
+                (aside / "README.md").write_text(card, encoding="utf-8")
             for name, content in (figures or {}).items():
                 (aside / "figures").mkdir(exist_ok=True)
                 (aside / "figures" / name).write_bytes(content)

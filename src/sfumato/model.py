@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,10 +93,11 @@ class Model:
         """
         if not self.classes:
             raise BundleError("this model knows no labels: leave the condition out")
-        if isinstance(given, Tensor):
-            given = given.tolist()
+        given = given.tolist() if hasattr(given, "tolist") else given  # tensors, NumPy's arrays and numbers
         names = {name: k for k, name in enumerate(self.classes)}
-        values = [given] * count if isinstance(given, (int, str)) else list(given)
+        values = (
+            list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+        )
         if len(values) != count:
             raise BundleError(f"{len(values)} labels were given for {count} samples")
         found = []
@@ -104,7 +106,9 @@ class Model:
                 value = int(value)
             if isinstance(value, str):
                 value = names[choose(value, names, "class", BundleError)]
-            if not 0 <= int(value) < len(names):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise BundleError(f"a label is a class's name or a whole number, not {value!r}")
+            if not 0 <= value < len(names):
                 raise BundleError(
                     f"label {value} is out of range: the model has labels 0 to {len(names) - 1}"
                 )
@@ -159,13 +163,17 @@ class Model:
         labels = self._condition(condition, len(chosen))
         weights = next(self.denoiser.parameters())
         chunks = range(0, len(chosen), batch)
+        try:
+            noises = [Noise(seed, chosen[start : start + batch]) for start in chunks]
+        except ValueError as error:  # a seed or an index that is none
+            raise BundleError(str(error)) from None
         drawn = []
         for k, start in enumerate(chunks):
             part = slice(start, start + batch)
             drawn.append(
                 sample(
                     denoiser,
-                    Noise(seed, chosen[part]),
+                    noises[k],
                     self.domain.shape,
                     solver=plan.solver,
                     levels=levels,
@@ -178,6 +186,10 @@ class Model:
 
     def _condition(self, condition: Mapping[str, Any] | None, count: int) -> Tensor | None:
         if not condition:
+            if self.classes and not self.info.get("guidable", True):
+                raise BundleError(
+                    'this model was trained with a label always: give a condition={"label": ...}'
+                )
             return None
         for name in condition:
             choose(name, ["label"] if self.classes else [], "condition", BundleError)
@@ -203,6 +215,7 @@ def spread_labels(count: int, classes: int) -> Tensor:
 def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[list[Tensor], list[str]]:
     """What the model thinks the picture will be (x0) at evenly spread steps of sampling, and the time of each.
 
+    settings: as those of `Model.sample`, `indices` (count of them) included.
     Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
     """
     plan = model.sampling.with_(steps=settings.get("steps"), grid=settings.get("grid"))
@@ -218,5 +231,5 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
             shots.append(x.clone() if guess is None else guess.x0.clone())
             captions.append("sample" if guess is None else f"t = {levels[done - 1].time:.2f}")
 
-    model.sample(count, callback=keep, batch=count, **settings)
+    model.sample(None if settings.get("indices") else count, callback=keep, batch=count, **settings)
     return shots, captions

@@ -1,8 +1,8 @@
 """The command line: `sfumato train digits --out runs/digits`.
 
 Each command is a thin file that turns words into calls; it is imported when it is used, so that `sfumato --help`
-answers at once. A `SfumatoError` is printed as one line and ends with code 1, wrong usage with 2, an interrupted
-training with 130; anything else is a bug and shows its traceback.
+answers at once. A `SfumatoError`, and what the system refuses (`OSError`), is printed as one line and ends with code 1,
+wrong usage with 2, an interrupted training with 130; anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -50,4 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)  # the reader of our output has left
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        print(f"sfumato: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

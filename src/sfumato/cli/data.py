@@ -63,6 +63,8 @@ def check(source: str, /) -> int:
     source
         A folder, a file, or a name from: sfumato data list
     """
+    from rich.markup import escape
+
     from ..domains.sources import check as look
     from .show import console, pairs
 
@@ -81,10 +83,10 @@ def check(source: str, /) -> int:
         }
     )
     for title, reason in found.corrupt:
-        console.print(f"damaged: {title}: {reason}", soft_wrap=True)
+        console.print(f"damaged: {escape(f'{title}: {reason}')}", soft_wrap=True)
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     for problem in found.problems:
-        console.print(f"[red]problem:[/red] {problem}", soft_wrap=True)
+        console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
     console.print("fit to train on" if found.ok else "not fit to train on as it is")
     return 0 if found.ok else 1

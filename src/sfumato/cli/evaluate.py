@@ -51,6 +51,7 @@ def evaluate(
     from ..recipes.report import write_report
     from .show import Bar, console, say
 
+    bundle = bundle if bundle.name not in ("", "..") else bundle.resolve()  # "." is its own parent
     out = out or bundle.parent
     with Bar("evaluating") as bar:
 

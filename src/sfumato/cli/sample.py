@@ -55,7 +55,6 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from .. import bundle as bundles
     from ..errors import BundleError
     from ..model import film as shoot
-    from ..model import spread_labels
     from .show import Bar, console
 
     if count is not None and indices:
@@ -98,11 +97,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     console.print(f"{len(paths)} samples in {out}, all of them in {out / 'grid.png'}")
     if film:
         few = min(number, 10)
-        if model.classes and not label:
-            settings["condition"] = {"label": spread_labels(few, len(model.classes))}
-        elif label and len(label) > 1:
-            settings["condition"] = {"label": label[:few]}
-        shots, captions = shoot(model, few, **settings)
+        settings["condition"] = None if labels is None else {"label": labels[:few]}
+        shots, captions = shoot(model, few, indices=indices[:few] if indices else None, **settings)
         model.domain.strip(shots, captions).save(out / "film.png")
         console.print(f"how they come about: {out / 'film.png'}")
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -25,7 +26,7 @@ _PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal to draw 
 
 def say(text: str) -> None:
     """One line of what is happening."""
-    console.print(f"[dim]·[/dim] {text}")
+    console.print(f"[dim]·[/dim] {escape(text)}")
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +47,7 @@ class Bar:
     def __init__(self, what: str, unit: str = ""):
         self.what, self.unit = what, unit
         self._started = self._told = time.monotonic()
+        self._done = self._total = 0
         columns = [
             TextColumn("{task.description}"),
             BarColumn(),
@@ -67,6 +69,9 @@ class Bar:
     def update(self, done: int, total: int, note: str = "", left: float | None = None) -> None:
         """Show that `done` of `total` is done; `left` in seconds is estimated if it is not given."""
         now = time.monotonic()
+        if done < self._done or total != self._total:  # another stage, with a clock of its own
+            self._started = now
+        self._done, self._total = done, total
         if left is None:
             left = (now - self._started) / max(done, 1) * (total - done)
         text = ", ".join(part for part in (note, f"{duration(left)} left") if part)
@@ -96,7 +101,7 @@ class Training(Callback):
 
     def on_message(self, text: str) -> None:
         """What the user should know."""
-        console.print(f"[yellow]![/yellow] {text}")
+        console.print(f"[yellow]![/yellow] {escape(text)}")
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -105,7 +110,7 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
     for k, head in enumerate(heads):
         drawn.add_column(head, justify="left" if k == 0 else "right")
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(escape(str(cell)) for cell in row))
     console.print(drawn)
 
 
@@ -115,7 +120,7 @@ def pairs(values: Mapping[str, Any]) -> None:
     drawn.add_column(style="dim")
     drawn.add_column()
     for name, value in values.items():
-        drawn.add_row(name, str(value))
+        drawn.add_row(name, escape(str(value)))
     console.print(drawn)
 
 

@@ -116,8 +116,11 @@ def open_path(path: Path, split: str = "train", *, labelled: bool = True) -> Fou
         if any("idx" in p.name and "ubyte" in p.name for p in path.iterdir()):
             return _idx_folder(path, split)
         if any(path.glob("*.parquet")):
+            _whole(path, split)
             return _parquet(path, sorted(path.glob("*.parquet")))
+        _whole(path, split)
         return _folder(path, labelled)
+    _whole(path, split)
     name = path.name.lower()
     if name.endswith(".npz"):
         images, labels, classes = arrays.read_npz(path)
@@ -131,6 +134,15 @@ def open_path(path: Path, split: str = "train", *, labelled: bool = True) -> Fou
     raise DataError(
         f"{path} is of no kind that is read: give a folder of pictures, .npz, .npy, .parquet or IDX"
     )
+
+
+def _whole(path: Path, split: str) -> None:
+    """Refuse another split of a place that has none: it would quietly be the same pictures again."""
+    if split != "train":
+        raise DataError(
+            f"{path} has no split {split!r}: only IDX folders, named sources and the Hub have; "
+            "hold a fraction of the pictures out"
+        )
 
 
 def _of_array(

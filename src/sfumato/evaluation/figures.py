@@ -159,7 +159,9 @@ def figure_loss_by_noise(log_snr: Sequence[float], error: Sequence[float], bins:
     if len(x) < 2:
         raise DataError("loss by noise level needs at least two finite points")
     # Equally filled bins: the ends of the range hold few examples and would be all noise.
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, min(bins, max(2, len(x) // 8)) + 1)))
+    # Points as few as bins are means already, and stay what they are.
+    number = len(x) if len(x) <= bins else min(bins, max(2, len(x) // 8))
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, number + 1)))
     place = (
         np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2) if len(edges) > 1 else x * 0
     )

@@ -2,8 +2,8 @@
 
 from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, build_process
 from .laws import LawBroken, check_process
-from .schedule import (
-    CLEAN,
+from .schedule import CLEAN, Level, Schedule
+from .schedules import (
     DDPM,
     EDM,
     SCHEDULES,
@@ -11,9 +11,7 @@ from .schedule import (
     Cosine,
     Flow,
     Laplace,
-    Level,
     Linear,
-    Schedule,
     Shifted,
     Sigmoid,
     SubVP,

@@ -39,7 +39,8 @@ from torch import Tensor
 
 from ..errors import SolverError, choose
 from ..noise import Draws
-from .schedule import SCHEDULES, Level, Scalar, Schedule, build_schedule
+from .schedule import Level, Scalar, Schedule
+from .schedules import SCHEDULES, build_schedule
 
 PARAMETERISATIONS = ("x0", "eps", "v", "score", "velocity", "edm")
 

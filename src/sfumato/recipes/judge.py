@@ -233,6 +233,7 @@ def judge(
     """
     bench = Bench(folder, progress)
     model, config = bench.model, bench.recipe.evaluation
+    samples = config.samples if samples is None else samples
     out = Path(out)
     card = bench.features.card()
     if card.get("accuracy") is not None:
@@ -253,7 +254,7 @@ def judge(
         "batch": 250,
     }
     plan |= {"labels": "in the proportions of the training set" if model.classes else "none"}
-    measures = attest("quality", plan | {"samples": samples or config.samples, "measures": None})
+    measures = attest("quality", plan | {"samples": samples, "measures": None})
     if config.bound_images:
         bound = {"what": "bound", "steps": bench.recipe.objective.steps, "terms": config.bound_terms}
         bound |= {"images": min(config.bound_images, len(bench.held)), "seed": plan["seed"], "batch": 250}
@@ -263,7 +264,7 @@ def judge(
         names = [name for name in CURVE if name != "agreement" or any(m.name == name for m in measures)]
         point = plan | {
             "steps": number,
-            "samples": min(config.curve_samples, samples or config.samples),
+            "samples": min(config.curve_samples, samples),
             "measures": names,
         }
         found = {m.name: m for m in attest(f"steps-{number:03d}", point)}
@@ -309,5 +310,6 @@ def _onto_card(folder: Path, judgement: Judgement) -> None:
         heading += f"`{judgement.features['name']}`"
         if judgement.features.get("accuracy") is not None:
             heading += f" (accuracy on held-out data {judgement.features['accuracy']:.2%})"
-        text = add_measures(path.read_text(), judgement.measures, heading + "; receipts beside the model.")
+        heading += "; receipts beside the model."
+        text = add_measures(path.read_text(encoding="utf-8"), judgement.measures, heading)
         write_atomically(path, lambda file: file.write(text.encode()))

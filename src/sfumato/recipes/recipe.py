@@ -157,8 +157,9 @@ def read_recipe(recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    for name, value in changes.items():
-        _put(values, name, value)
+    # kinds first: another kind forgets the settings of the old one, and must not forget those given with it
+    for name in sorted(changes, key=lambda name: not name.endswith(".kind")):
+        _put(values, name, changes[name])
     return recipe_from(values, str(recipe))
 
 
@@ -200,8 +201,16 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
         try:
             found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            found[name.strip()] = None if value == "none" else value
+            found[name.strip()] = _none(name.strip()) if value == "none" else value
     return found
+
+
+def _none(name: str) -> str | None:
+    """What an override "none" means: that word where it is one of the field's values (data.labels), else no value."""
+    section, _, last = name.rpartition(".")
+    kind = Recipe.model_fields.get(section)
+    field = getattr(kind.annotation, "model_fields", {}).get(last) if kind else None
+    return "none" if field and "none" in get_args(field.annotation) else None
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -214,7 +223,8 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
                 f"{'.'.join(sections[: depth + 1])} is a value, not a section: {name!r} cannot be set"
             )
         here = inner
-    if last == "kind" and here.get("kind") != value:
+    # the settings of [objective] are the same for all its kinds
+    if last == "kind" and sections != ["objective"] and here.get("kind") != value:
         here.clear()  # the other settings belonged to the old kind
     if value is None:
         here.pop(last, None)

@@ -119,7 +119,7 @@ def _training(run: Path) -> list[Any]:
             / 2
             for b in bins
         ]
-        caption = "Mean squared error of v on held-out pictures by noise level: noise on the left, data on the right."
+        caption = "Mean squared error of v on held-out pictures by noise level: data on the left, noise on the right."
         sections.append(Curve(figure_loss_by_noise(middles, [b["error"] for b in bins]), caption))
     return sections
 

@@ -7,8 +7,9 @@ run/previews/       samples along the way                     run/model/        
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def set_up(recipe: Recipe) -> Experiment:
     labelled = data.targets is not None
     classes = len(domain.classes) if labelled else 0
     sigma_data = recipe.process.sigma_data or _root_mean_square(data)
-    process = build_process(schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
+    with _section("process"):
+        process = build_process(schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
     settings = {"in_channels": domain.shape[0], "size": list(domain.shape[1:]), "classes": classes}
     if recipe.denoiser.learned_variance:
         settings["out_channels"] = 2 * domain.shape[0]
@@ -96,20 +98,28 @@ def set_up(recipe: Recipe) -> Experiment:
     kind = given.pop("kind")
     if fixed := sorted(set(given) & set(settings)):
         raise RecipeError(f"network.{fixed[0]} follows from the data and cannot be set")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _section("network"):
         torch.manual_seed(recipe.training.seed)
-        try:
-            network = build(kind, **settings, **given)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"[network]: {error}") from None
+        network = build(kind, **settings, **given)
     denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
-    objective = build_objective(**recipe.objective.model_dump(), classes=classes)
+    with _section("objective"):
+        objective = build_objective(**recipe.objective.model_dump(), classes=classes)
     plan = recipe.sampling
-    sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
-    sampling.grid.levels(
-        process, sampling.steps
-    )  # a grid that cannot serve fails now, not after the training
+    with _section("sampling"):
+        sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
+        # what cannot serve fails now, not after the training
+        sampling.grid.levels(process, sampling.steps)
+        Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(plan.guidance)
     return Experiment(recipe, domain, data, held, denoiser, objective, sampling)
+
+
+@contextlib.contextmanager
+def _section(name: str) -> Iterator[None]:
+    """What a part of the recipe cannot be built from, as a RecipeError that names its section."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[{name}]: {error}") from None
 
 
 def _root_mean_square(data: ImageData) -> float:
@@ -142,7 +152,6 @@ def train(
     parts = set_up(recipe)
     count = sum(p.numel() for p in parts.denoiser.parameters())
     say(f"{len(parts.data):,} pictures of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
-    write_atomically(out / "recipe.toml", lambda file: file.write(to_toml(recipe).encode()))
     trainer = Trainer(
         parts.denoiser,
         parts.objective,
@@ -153,7 +162,9 @@ def train(
         preview=lambda denoiser, images: _preview(parts, denoiser, out, images),
         callbacks=callbacks,
     )
-    result = trainer.fit(resume)
+    # only once the run is known to be ours: a refused one must not leave another run with this recipe
+    text = to_toml(recipe).encode()
+    result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", lambda file: file.write(text)))
     model = averaged(parts, result)
     if not isinstance(result, Interrupted):
         say("writing the bundle")

@@ -4,7 +4,7 @@
 * A step asks the denoiser as often as `evaluations` says.
 * Sample i of a batch is sample i drawn alone.
 * It reaches clean data, where sigma = 0 and the log-SNR is infinite.
-* **Deterministic: its order.** For data N(mu, C) the probability-flow ODE is solved in closed form, in the eigenbasis of C
+* **Deterministic: its order.** For data N(mu, C) the probability-flow ODE has a closed form, in the eigenbasis of C
 
       x_s = alpha_s mu + sqrt(S_s / S_t) (x_t - alpha_t mu),        S = alpha^2 C + sigma^2,
 
@@ -13,8 +13,8 @@
 
       x_out = A x_in + b + sum_j c_j z_j,       mean = A m + b,    variance = A^2 v + sum_j c_j^2,
 
-  with no Monte Carlo: row j of one batch is given a one in draw j and zeros elsewhere, which reads off c_j. At many steps
-  mean and deviation must be the marginal's.
+  with no Monte Carlo: row j of one batch is given a one in draw j and zeros elsewhere, which reads off c_j. At many
+  steps mean and deviation must be the marginal's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ _MEAN, _VARIANCES = (0.3, -0.5, 0.1), (0.04, 0.5, 1.7)
 
 
 def interior_levels(process: Gaussian, steps: int, first: float = 0.9, last: float = 0.1) -> list[Level]:
-    """steps + 1 levels with u = sigma / (alpha + sigma) falling evenly, away from both ends: where orders are fitted."""
+    """steps + 1 levels with u = sigma / (alpha + sigma) falling evenly, away from both ends, where orders hold."""
     u = torch.linspace(first, last, steps + 1, dtype=torch.float64)
     return [process.schedule.level_at(value) for value in (2 * torch.log((1 - u) / u)).tolist()]
 
@@ -153,7 +154,7 @@ def check_solver(solver: Solver) -> None:
 def _in_turns(solver: Solver, denoiser: Denoises, levels: Sequence[Level], x: Tensor) -> Tensor:
     """The run of `integrate`, with a run from elsewhere taking every other step."""
     runs: list[list[Any]] = [[x, solver.init(x), Noise(2, 4)], [-x, solver.init(-x), Noise(3, 4)]]
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         for run in runs:
             state, carry, noise = run
             run[:2] = solver.step(denoiser, denoiser.process, state, t, s, carry, noise.at(i + 1))

@@ -21,6 +21,7 @@ from sfumato.errors import RunError, choose
 Parameters = Mapping[str, nn.Parameter]
 Builder = Callable[..., Optimizer]
 _BUILDERS: dict[str, Builder] = {}
+_OWN = ("fused", "foreach", "betas", "momentum", "eps", "weight_decay")
 
 
 def register_optimizer(kind: str) -> Callable[[Builder], Builder]:
@@ -177,6 +178,7 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[s
 
 
 def _typed(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group with its tuples back (JSON knows lists only) and this machine's choice of kernel."""
+    """A saved group with its tuples back (JSON knows lists only), this machine's choice of kernel, and what the
+    recipe says now: those settings may be changed on resuming."""
     group = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in saved.items()}
-    return group | {k: own[k] for k in ("fused", "foreach") if k in own}
+    return group | {k: own[k] for k in _OWN if k in own}

@@ -97,9 +97,10 @@ class Trainer:
         self.images, self.held_out, self._seconds = 0, None, 0.0
         self._shadow: nn.Module | None = None
 
-    def fit(self, resume: bool = True) -> TrainingResult:
+    def fit(self, resume: bool = True, accepted: Callable[[], None] = lambda: None) -> TrainingResult:
         """Train until `config.images`, from the newest valid checkpoint if `resume` and there is one.
 
+        accepted: called once the folder is this run's own and its checkpoint fits, before the first step.
         Returns a TrainingResult, or an Interrupted after SIGINT or SIGTERM. Raises RunError: folder in use,
         foreign or damaged checkpoints only, checkpoints there but not `resume`, a full disk, a loss that is
         not finite.
@@ -114,6 +115,7 @@ class Trainer:
                 Interrupts() as asked,
             ):
                 self._begin(resume)
+                accepted()
                 with self._saved_on_error():
                     self._loop(asked)
                 return self._result(asked.signal)
