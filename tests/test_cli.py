@@ -57,7 +57,8 @@ def test_train_sample_evaluate_and_check_the_receipt(
     )
     assert code == 0, err
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {f"sample-0000{k}-label-7.png" for k in range(3)} | {"grid.png", "film.png"}
+    assert names == {f"sample-0000{k}-label-7.png" for k in range(3)}
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "s-grid.png", "s-film.png"}
     code, out, err = run(
         capsys, "sample", trained / "model", "--indices", 2, "--label", 7, "--out", tmp_path / "one"
     )
@@ -75,6 +76,9 @@ def test_train_sample_evaluate_and_check_the_receipt(
     receipt = trained / "receipts" / "quality.json"
     stated = {m["name"]: m["value"] for m in json.loads(receipt.read_text())["measures"]}
     assert {"frechet", "kernel", "precision", "recall", "agreement", "copying"} <= set(stated)
+    assert {"quality.json", "bound.json", "cost.json", "steps-001.json"} == {
+        p.name for p in (trained / "receipts").iterdir()
+    }
     for path in (trained / "receipts").iterdir():
         code, out, err = run(capsys, "evaluate", "--receipt", path)
         assert code == 0, err
@@ -217,7 +221,7 @@ def test_a_film_of_one_sample_is_of_that_sample(trained: Path, tmp_path: Path, c
         words = ["sample", trained / "model", *words, "--film", "--label", 3, "--out", tmp_path / name]
         code, _, err = run(capsys, *words)
         assert code == 0, err
-    one, six = (np.asarray(Image.open(tmp_path / n / "film.png"), dtype=int) for n in ("one", "six"))
+    one, six = (np.asarray(Image.open(tmp_path / f"{n}-film.png"), dtype=int) for n in ("one", "six"))
     tall = one.shape[0] - 24  # captions above, a margin below
     assert np.abs(one[20 : 20 + tall] - six[-tall - 4 : -4]).max() <= 1
 
@@ -260,3 +264,36 @@ def test_two_processes_cannot_share_a_run_and_a_signal_saves(tmp_path: Path, cap
     finally:
         first.kill()
     assert not (out / "model").exists()
+
+
+def test_resuming_a_finished_run_keeps_its_bundle(trained: Path, capsys: pytest.CaptureFixture):
+    """Receipts name a bundle by its hash, so a bundle must not be written anew without a reason."""
+    before = (trained / "model" / "bundle.json").read_bytes()
+    code, _, err = run(capsys, "train", "--resume", "--out", trained)
+    assert code == 0, err
+    assert (trained / "model" / "bundle.json").read_bytes() == before
+
+
+def test_pictures_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "flat"
+    pictures(folder, 60)
+    for path in folder.rglob("*.png"):
+        path.rename(folder / path.name)
+    for part in ("light", "dark"):
+        (folder / part).rmdir()
+    words = ["train", "digits", *SMALL, f"data.source={folder}", "training.batch=8", "sampling.guidance=1.0"]
+    code, _, err = run(capsys, *words, "objective.drop=0", "--out", tmp_path / "run")
+    assert code == 1
+    assert "evaluation.features=pixels" in err
+    words += [
+        "objective.drop=0",
+        "evaluation.features=pixels",
+        "data.held_out=0.5",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert run(capsys, *words)[0] == 0
+    code, out, err = run(capsys, "evaluate", tmp_path / "run" / "model", "--samples", "24")
+    assert code == 0, err
+    assert "frechet" in out
+    assert "agreement" not in out

@@ -144,7 +144,7 @@ def load(folder: str | Path) -> Model:
     if not path.is_file():
         raise BundleError(f"{folder} has no weights.safetensors: the bundle is not whole")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["files"].get(path.name):
+    if hashlib.sha256(content).hexdigest() != record.get("files", {}).get(path.name):
         kind = " (it is a pickle, which could run code: it was not opened)" if _pickled(content) else ""
         raise BundleError(
             f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"

@@ -218,10 +218,9 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
     settings: as those of `Model.sample`, `indices` (count of them) included.
     Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
     """
-    plan = model.sampling.with_(steps=settings.get("steps"), grid=settings.get("grid"))
-    levels = plan.grid.levels(model.denoiser.process, plan.steps)
-    shown = min(frames, plan.steps)
-    wanted = {math.ceil((k + 1) * plan.steps / shown) for k in range(shown)}
+    steps = model.sampling.with_(steps=settings.get("steps")).steps
+    shown = min(frames, steps)
+    wanted = {math.ceil((k + 1) * steps / shown) for k in range(shown)}
     shots: list[Tensor] = []
     captions: list[str] = []
 
@@ -229,7 +228,7 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
         if done in wanted:
             guess = None if done == total else prediction
             shots.append(x.clone() if guess is None else guess.x0.clone())
-            captions.append("sample" if guess is None else f"t = {levels[done - 1].time:.2f}")
+            captions.append("sample" if guess is None else f"t = {guess.level.time:.2f}")
 
     model.sample(None if settings.get("indices") else count, callback=keep, batch=count, **settings)
     return shots, captions

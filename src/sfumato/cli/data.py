@@ -88,5 +88,7 @@ def check(source: str, /) -> int:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     for problem in found.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
-    console.print("fit to train on" if found.ok else "not fit to train on as it is")
+    asked = ["data.size"] * (len(found.sizes) > 1) + ["data.channels"] * (len(found.channels) > 1)
+    given = f", once the recipe says {' and '.join(asked)}" if asked else ""
+    console.print(f"fit to train on{given}" if found.ok else "not fit to train on as it is")
     return 0 if found.ok else 1

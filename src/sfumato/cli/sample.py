@@ -25,7 +25,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
 ) -> int:
     """Draw samples from a model and write them as files, with one picture of them all.
 
-    Sample i of a seed is always the same, however many are drawn: --indices 7 draws it alone.
+    Sample i of a seed is always the same, however many are drawn: --indices 7 draws it alone. OUT-grid.png shows them
+    all, OUT-film.png how they come about.
 
     Parameters
     ----------
@@ -48,14 +49,14 @@ def sample(  # noqa: PLR0913 (the options of a command)
     guidance
         Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
     film
-        Also write film.png, which shows how the samples come about.
+        Also write OUT-film.png, which shows how the samples come about.
     out
         Where to write them.
     """
     from .. import bundle as bundles
     from ..errors import BundleError
     from ..model import film as shoot
-    from .show import Bar, console
+    from .show import Bar, console, write_picture
 
     if count is not None and indices:
         raise BundleError("give --count or --indices, not both")
@@ -93,12 +94,13 @@ def sample(  # noqa: PLR0913 (the options of a command)
             paths += model.domain.write(samples[k : k + 1], out, one, start=index)
     else:
         paths = model.domain.write(samples, out, labels, start=start)
-    model.domain.picture(samples).save(out / "grid.png")
-    console.print(f"{len(paths)} samples in {out}, all of them in {out / 'grid.png'}")
+    beside = out.resolve()  # beside the folder and not in it, which can then be read as data
+    write_picture(model.domain.picture(samples), beside.with_name(f"{beside.name}-grid.png"))
+    console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
     if film:
         few = min(number, 10)
         settings["condition"] = None if labels is None else {"label": labels[:few]}
         shots, captions = shoot(model, few, indices=indices[:few] if indices else None, **settings)
-        model.domain.strip(shots, captions).save(out / "film.png")
-        console.print(f"how they come about: {out / 'film.png'}")
+        write_picture(model.domain.strip(shots, captions), beside.with_name(f"{beside.name}-film.png"))
+        console.print(f"how they come about: {out}-film.png", soft_wrap=True)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,9 @@ from ..training.callbacks import Callback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    from PIL.Image import Image
 
     from ..training.validation import HeldOut
 
@@ -124,6 +126,8 @@ def pairs(values: Mapping[str, Any]) -> None:
     console.print(drawn)
 
 
-def complain(text: str) -> None:
-    """A line on standard error."""
-    print(f"sfumato: {text}", file=sys.stderr)
+def write_picture(picture: Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    from ..training.files import write_atomically
+
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))

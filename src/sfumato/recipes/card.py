@@ -60,7 +60,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | state | {channels} channel(s), {height}×{width} pixels |
 | labels | {len(model.classes) or "none"} |
 | trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
-| weights | power-function average, sigma_rel = {training.get("ema")} |
+| weights | average over the run: {training["average"]} |
 | held-out loss | {"not measured" if held_out is None else f"{held_out:.5g}"} |
 
 ## Data card

@@ -5,6 +5,7 @@ What is measured, and what each receipt states:
     quality    all measures of `evaluation.evaluate` at the settings the model is sampled with
     steps-N    the same distances at N steps of the solver, from fewer samples: quality against cost
     bound      the variational bound on held-out data, in bits per dimension
+    cost       evaluations and FLOPs of a sample, which are exact; its seconds and memory are noted beside them
 
 A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written
 in it, so `recompute` needs nothing else; on the same machine it gives the same bits. Labels are asked for in the
@@ -13,6 +14,7 @@ proportions of the training set: those at positions (i + 1/2) / n of its sorted 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ import torch
 from .. import bundle
 from ..domains.cache import cache_folder
 from ..domains.image_data import ImageData
-from ..errors import BundleError, DataError
+from ..errors import BundleError, DataError, choose
 from ..evaluation.cost import CallCounter, Cost, count_flops, measure_cost
 from ..evaluation.evaluate import Judge, Settings
 from ..evaluation.features import Features, build_features
@@ -144,6 +146,21 @@ class Bench:
         note = f"upper bound on -log2 p(x), {settings['steps']}-step chain, {terms} evaluations an image"
         return [Measure("bits per dimension", mean, mean - half, mean + half, count, "lower", note=note)]
 
+    def cost(self, settings: dict[str, Any]) -> list[Measure]:
+        """Evaluations of the denoiser and GFLOP for one sample: counted, so without an interval."""
+        counted = sampling_cost(self.model, 4, 1, settings["steps"])
+        nfe, flops = counted.nfe, counted.flops_per_sample or 0
+        return [
+            Measure("evaluations", nfe, nfe, nfe, 4),
+            Measure("GFLOP", flops / 1e9, flops / 1e9, flops / 1e9, 4),
+        ]
+
+    def figures(self, settings: dict[str, Any]) -> list[Measure]:
+        """The measures that a receipt's "sampling" describes. Raises DataError for a kind there is none of."""
+        kinds = {"quality": lambda: self.quality(_built(settings)), "bound": lambda: self.bound(settings)}
+        kinds["cost"] = lambda: self.cost(settings)
+        return kinds[choose(settings.get("what"), kinds, "kind of receipt", DataError)]()
+
     def recompute(self, receipt: Receipt, tolerance: float = 1e-6) -> list[Agreement]:
         """Compute a receipt's figures again. Raises DataError if it is about another model, data or features."""
         for what, own in (
@@ -151,7 +168,7 @@ class Bench:
             ("data", self.data_hash),
             (
                 "features",
-                self.features.hash if receipt.sampling["what"] == "quality" else receipt.features["hash"],
+                self.features.hash if receipt.sampling.get("what") == "quality" else receipt.features["hash"],
             ),
         ):
             stated = getattr(receipt, what)["hash"]
@@ -159,10 +176,7 @@ class Bench:
                 raise DataError(
                     f"the receipt is about another {what}: it states {stated[:12]}, here it is {own[:12]}"
                 )
-        settings = dict(receipt.sampling)
-        if settings["what"] == "bound":
-            return compare(receipt, self.bound(settings), tolerance)
-        return compare(receipt, self.quality(_built(settings)), tolerance)
+        return compare(receipt, self.figures(dict(receipt.sampling)), tolerance)
 
     def receipt(
         self, measures: Sequence[Measure], settings: dict[str, Any], path: Path, seconds: float
@@ -185,7 +199,7 @@ class Bench:
             },
             features=self.features.card() if uses else {"name": "none", "hash": "none"},
             sampling=settings,
-            command=f"sfumato evaluate --receipt {path}",
+            command=shlex.join(["sfumato", "evaluate", "--receipt", str(path)]),
             seconds=round(seconds, 2),
         )
         receipt.write(path)
@@ -242,7 +256,7 @@ def judge(
 
     def attest(name: str, settings: dict[str, Any]) -> list[Measure]:
         began = time.monotonic()
-        found = bench.bound(settings) if settings["what"] == "bound" else bench.quality(_built(settings))
+        found = bench.figures(settings)
         path = out / "receipts" / f"{name}.json"
         receipts[name] = bench.receipt(found, settings, path, time.monotonic() - began), path
         return found
@@ -269,21 +283,19 @@ def judge(
         }
         found = {m.name: m for m in attest(f"steps-{number:03d}", point)}
         main = found["frechet"]
-        row = {
-            "steps": number,
-            "evaluations": number * model.sampling.solver.evaluations,
-            "floor": main.floor,
-        }
+        row = {"steps": number, "evaluations": sampling_cost(model, 1, 1, number).nfe, "floor": main.floor}
         row |= {"value": main.value, "low": main.low, "high": main.high}
         curve.append(row | ({"agreement": found["agreement"].value} if "agreement" in found else {}))
     cost = sampling_cost(model)
+    noted = {"what": "cost", **model.sampling.to_json(), "measured beside": dict(cost.rows())}
+    measures += attest("cost", noted)
     judgement = Judgement(model, bench.recipe, measures, curve, cost, card, receipts)
     _onto_card(Path(folder), judgement)
     return judgement
 
 
-def sampling_cost(model: Model, count: int = 64, repeats: int = 3) -> Cost:
-    """What drawing samples costs: evaluations, FLOPs, seconds, memory."""
+def sampling_cost(model: Model, count: int = 64, repeats: int = 3, steps: int | None = None) -> Cost:
+    """What drawing `count` samples costs: evaluations (of both branches, if guided), FLOPs, seconds, memory."""
     x = torch.zeros(1, *model.domain.shape)
     label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
     flops = count_flops(model.denoiser, x, 0.5, label)
@@ -291,7 +303,7 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3) -> Cost:
     counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
     condition = {"label": [k % len(model.classes) for k in range(count)]} if model.classes else None
     return measure_cost(
-        lambda: counted.sample(count, condition=condition),
+        lambda: counted.sample(count, condition=condition, steps=steps),
         counter,
         network=model.denoiser.network,
         flops_per_call=flops,

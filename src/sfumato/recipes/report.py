@@ -21,8 +21,10 @@ from ..evaluation.report import (
     figure_training,
 )
 from ..model import Model, film, spread_labels
+from ..training.files import write_atomically
 from ..training.logbook import read_log
 from .judge import Judgement
+from .run import png, sample_sheet
 
 FILM = (
     "How samples come about: what the model takes the finished picture to be, from almost pure noise on the left to "
@@ -32,15 +34,15 @@ FILM = (
 
 def write_pictures(model: Model, out: Path, columns: int = 10) -> dict[str, Path]:
     """Write `out/samples.png` (a row for each class) and `out/film.png` (how samples come about)."""
-    from .run import sample_sheet
-
     out.mkdir(parents=True, exist_ok=True)
     paths = {"samples": out / "samples.png", "film": out / "film.png"}
-    paths["samples"].write_bytes(sample_sheet(model, columns))
+    sheet = sample_sheet(model, columns)
+    write_atomically(paths["samples"], lambda file: file.write(sheet))
     count = min(len(model.classes) or 6, 10)
     condition = {"label": spread_labels(count, count)} if model.classes else None
     shots, captions = film(model, count, condition=condition)
-    model.domain.strip(shots, captions).save(paths["film"])
+    strip = png(model.domain.strip(shots, captions))
+    write_atomically(paths["film"], lambda file: file.write(strip))
     return paths
 
 
@@ -54,7 +56,7 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
             [
                 (
                     Image.open(pictures["samples"]),
-                    "Samples that the model drew, one row for each class; seed 0.",
+                    f"Samples that the model drew{', one row for each class' if model.classes else ''}; seed 0.",
                 )
             ],
             title="What it makes",

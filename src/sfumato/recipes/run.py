@@ -22,13 +22,14 @@ from .. import bundle
 from ..denoisers import Denoiser
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
-from ..errors import DataError, RecipeError, RunError
+from ..errors import BundleError, DataError, RecipeError, RunError
 from ..model import Model, Sampling, spread_labels
 from ..networks import build
 from ..objectives import Objective, build_objective
 from ..processes import build_process
 from ..solvers import build_grid, build_solver
 from ..training import Callback, Interrupted, Trainer, TrainingResult
+from ..training.ema import profiles_of
 from ..training.files import write_atomically
 from . import card
 from .recipe import Recipe, read_recipe, to_toml
@@ -84,10 +85,15 @@ def set_up(recipe: Recipe) -> Experiment:
     """
     data, held = read_data(recipe)
     domain = data.domain
-    if len(data) < recipe.training.batch and recipe.training.batch > 4 * len(data):
+    if recipe.training.batch > 4 * len(data):
         raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
     labelled = data.targets is not None
     classes = len(domain.classes) if labelled else 0
+    if recipe.evaluation.features == "classifier" and classes < 2:
+        raise RecipeError(
+            f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
+            "set evaluation.features=pixels or efficientnet-lite0"
+        )
     sigma_data = recipe.process.sigma_data or _root_mean_square(data)
     with _section("process"):
         process = build_process(schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
@@ -166,10 +172,23 @@ def train(
     text = to_toml(recipe).encode()
     result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", lambda file: file.write(text)))
     model = averaged(parts, result)
+    if kept := _same(model, out / "model"):
+        return kept, result  # a finished run's bundle stays as it is, and so do the receipts about it
     if not isinstance(result, Interrupted):
         say("writing the bundle")
         write_bundle(parts, model, result, out)
     return model, result
+
+
+def _same(model: Model, folder: Path) -> Model | None:
+    """The bundle in a folder, if it holds just these weights."""
+    try:
+        kept = bundle.load(folder)
+    except BundleError:
+        return None
+    ours, theirs = model.denoiser.state_dict(), kept.denoiser.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return kept if same and kept.sampling == model.sampling else None
 
 
 def averaged(parts: Experiment, result: TrainingResult) -> Model:
@@ -188,8 +207,8 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
         "seconds": round(result.seconds, 1),
         "held_out_loss": result.held_out,
     }
-    averages = list(recipe.training.ema)
-    training["ema"] = averages[0] if averages else None
+    averages = profiles_of(recipe.training)
+    training["average"] = averages[0].name if averages else "none"
     data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
     figures = {"samples.png": picture}
     guidable = recipe.objective.drop > 0
