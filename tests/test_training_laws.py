@@ -16,14 +16,15 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from sfumato.errors import RunError
+from sfumato.files import folder_atomically, remove_leftovers
 from sfumato.noise import BatchNoise
 from sfumato.training import Averages, Exponential, PostHoc, Power, TrainingConfig, build_optimizer
 from sfumato.training.ema import gamma_of, sigma_rel_of
-from sfumato.training.files import folder_atomically, remove_leftovers, write_safetensors
 from sfumato.training.optimizers import flatten, register_optimizer, restore
 from sfumato.training.order import Order, Rows, Stratified
 from sfumato.training.posthoc import coefficients, distance, inner, save_snapshot
 from sfumato.training.rates import rate_at, rate_of_step
+from sfumato.training.tensors import write_safetensors
 
 widths = st.floats(0.01, 0.28)
 

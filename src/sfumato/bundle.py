@@ -30,10 +30,11 @@ from . import __version__
 from .denoisers import Denoiser
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
+from .files import folder_atomically, opened, reason
 from .model import Model, Sampling
 from .networks import build
 from .processes import build_process
-from .training.files import folder_atomically, opened, reason, write_safetensors
+from .training.tensors import write_safetensors
 
 FORMAT, VERSION = "sfumato-bundle", 1
 LARGEST_JSON = 16 * 2**20

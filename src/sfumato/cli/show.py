@@ -128,6 +128,6 @@ def pairs(values: Mapping[str, Any]) -> None:
 
 def write_picture(picture: Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    from ..training.files import write_atomically
+    from ..files import write_atomically
 
     write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -137,13 +137,3 @@ def sha256_of(path: Path, limit: int | None = None) -> tuple[str, int]:
     except FileNotFoundError as problem:
         raise DataError(f"{path} is missing") from problem
     return digest.hexdigest(), size
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name never holds half of it: a temporary file beside it, then one rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from sfumato.domains import grids
 from sfumato.domains.arrays import as_labels, as_pixels
-from sfumato.domains.cache import write_atomically
 from sfumato.domains.decode import decode, settle
 from sfumato.domains.image_data import ImageData
 from sfumato.domains.pictures import CROPS, RESAMPLES, Fit, as_picture
 from sfumato.domains.readers import open_source
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, choose
+from sfumato.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image

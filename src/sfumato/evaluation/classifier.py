@@ -16,10 +16,8 @@ features of an image do not depend on the batch it comes in.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -36,6 +34,7 @@ from torch import Tensor, nn
 from sfumato.errors import DataError
 from sfumato.evaluation.features import BATCH, Labelled, to_unit
 from sfumato.evaluation.measure import wilson
+from sfumato.files import write_atomically
 
 FORMAT = 1
 
@@ -238,21 +237,6 @@ def _weights(net: nn.Module) -> bytes:
     return save({name: value.contiguous() for name, value in net.state_dict().items()})
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: written beside its place, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-
-
 def classifier_features(
     train: Labelled,
     held: Labelled,
@@ -281,8 +265,8 @@ def classifier_features(
     if path.exists() and path.with_suffix(".json").exists():
         return _read(path)
     features = train_classifier(train, held, config, progress)
-    _write(path, _weights(features.net))
-    _write(path.with_suffix(".json"), json.dumps(features.record | {"key": key}, indent=2).encode())
+    write_atomically(path, _weights(features.net))
+    write_atomically(path.with_suffix(".json"), json.dumps(features.record | {"key": key}, indent=2).encode())
     return features
 
 

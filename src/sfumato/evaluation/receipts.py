@@ -24,6 +24,7 @@ from typing import Any
 
 from sfumato.errors import DataError
 from sfumato.evaluation.measure import Measure
+from sfumato.files import write_atomically
 
 SCHEMA = 1
 KIND = "sfumato-receipt"
@@ -121,17 +122,7 @@ class Receipt:
         """Write whole or not at all; returns the path."""
         path = Path(path)
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
+        write_atomically(path, text.encode())
         return path
 
     @classmethod

@@ -11,10 +11,8 @@ Needs the extra "report" (jinja2; matplotlib for the curves).
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from sfumato.errors import DataError, MissingExtra
 from sfumato.evaluation.figures import figure_loss_by_noise, figure_quality_vs_steps, figure_training
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.receipts import Receipt
+from sfumato.files import write_atomically
 
 __all__ = [
     "Commands", "Curve", "Facts", "Measures", "Pictures", "ReceiptBox", "Report", "Table",
@@ -181,14 +180,7 @@ class Report:
     def write(self, path: Path | str) -> Path:
         """Write the page whole or not at all; returns its path."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            partial.write_text(self.html(), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
+        write_atomically(path, self.html().encode())
         return path
 
 

@@ -312,7 +312,7 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3, steps: int | 
 
 
 def _onto_card(folder: Path, judgement: Judgement) -> None:
-    from ..training.files import write_atomically
+    from ..files import write_atomically
     from .card import add_measures
 
     path = folder / "README.md"
@@ -324,4 +324,4 @@ def _onto_card(folder: Path, judgement: Judgement) -> None:
             heading += f" (accuracy on held-out data {judgement.features['accuracy']:.2%})"
         heading += "; receipts beside the model."
         text = add_measures(path.read_text(encoding="utf-8"), judgement.measures, heading)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())

@@ -20,8 +20,8 @@ from ..evaluation.report import (
     figure_quality_vs_steps,
     figure_training,
 )
+from ..files import write_atomically
 from ..model import Model, film, spread_labels
-from ..training.files import write_atomically
 from ..training.logbook import read_log
 from .judge import Judgement
 from .run import png, sample_sheet
@@ -37,12 +37,12 @@ def write_pictures(model: Model, out: Path, columns: int = 10) -> dict[str, Path
     out.mkdir(parents=True, exist_ok=True)
     paths = {"samples": out / "samples.png", "film": out / "film.png"}
     sheet = sample_sheet(model, columns)
-    write_atomically(paths["samples"], lambda file: file.write(sheet))
+    write_atomically(paths["samples"], sheet)
     count = min(len(model.classes) or 6, 10)
     condition = {"label": spread_labels(count, count)} if model.classes else None
     shots, captions = film(model, count, condition=condition)
     strip = png(model.domain.strip(shots, captions))
-    write_atomically(paths["film"], lambda file: file.write(strip))
+    write_atomically(paths["film"], strip)
     return paths
 
 

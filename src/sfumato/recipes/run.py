@@ -23,6 +23,7 @@ from ..denoisers import Denoiser
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..errors import BundleError, DataError, RecipeError, RunError
+from ..files import write_atomically
 from ..model import Model, Sampling, spread_labels
 from ..networks import build
 from ..objectives import Objective, build_objective
@@ -30,7 +31,6 @@ from ..processes import build_process
 from ..solvers import build_grid, build_solver
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
-from ..training.files import write_atomically
 from . import card
 from .recipe import Recipe, read_recipe, to_toml
 
@@ -170,7 +170,7 @@ def train(
     )
     # only once the run is known to be ours: a refused one must not leave another run with this recipe
     text = to_toml(recipe).encode()
-    result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", lambda file: file.write(text)))
+    result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", text))
     model = averaged(parts, result)
     if kept := _same(model, out / "model"):
         return kept, result  # a finished run's bundle stays as it is, and so do the receipts about it
@@ -245,7 +245,7 @@ def png(picture: Any) -> bytes:
 def _preview(parts: Experiment, denoiser: nn.Module, out: Path, images: int) -> None:
     model = replace(parts.model(), denoiser=denoiser)  # type: ignore[arg-type]
     content = sample_sheet(model, 6)
-    write_atomically(out / "previews" / f"{images:09d}.png", lambda file: file.write(content))
+    write_atomically(out / "previews" / f"{images:09d}.png", content)
 
 
 def _size(domain: Images) -> str:

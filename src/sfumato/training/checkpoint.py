@@ -28,16 +28,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.errors import RunError
+from sfumato.files import folder_atomically, opened, reason, remove_leftovers, sha256_of
 
-from .files import (
-    folder_atomically,
-    opened,
-    reason,
-    refuse_foreign,
-    remove_leftovers,
-    sha256_of,
-    write_safetensors,
-)
+from .tensors import refuse_foreign, write_safetensors
 
 FORMAT, VERSION = "sfumato checkpoint", 1
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import MissingExtra
-
-from .files import reason, write_atomically
+from sfumato.files import reason, write_atomically
 
 EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Bins of log-SNR = 2 log(alpha / sigma): below the first, between neighbours, above the last."""
@@ -100,7 +99,7 @@ class Log:
         """Drop the lines after `images`, and a last line that was cut short by a kill."""
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines() if _images(line) <= images]
-            write_atomically(self.path, lambda file: file.write(b"".join(line + b"\n" for line in kept)))
+            write_atomically(self.path, b"".join(line + b"\n" for line in kept))
         if self._board_folder:
             self._board = _board(self._board_folder, images)
 

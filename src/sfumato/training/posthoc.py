@@ -36,9 +36,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sfumato.errors import RunError
+from sfumato.files import write_atomically
 
 from .ema import Averages, Power, gamma_of
-from .files import refuse_foreign, write_atomically, write_safetensors
+from .tensors import refuse_foreign, write_safetensors
 
 _Numbers = np.ndarray | np.float64
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato.files import folder_atomically, opened
+
 from .config import TrainingConfig
-from .files import folder_atomically, opened, write_safetensors
 from .order import Order, TrainingData
 from .step import NonFinite
+from .tensors import write_safetensors
 
 
 @dataclass(frozen=True)

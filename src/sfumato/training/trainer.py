@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import RunError
+from sfumato.files import reason
 
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoint, Keeper
 from .compare import same_run
 from .config import TrainingConfig
 from .ema import Averages, profiles_of
-from .files import reason
 from .interrupts import Interrupts
 from .lock import RunLock
 from .logbook import Log, Meter
