@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfumato.domains import ImageData, Images, LawBroken, build_domain, check_domain
 from sfumato.domains.image_data import keyed_words
-from sfumato.errors import DataError
+from sfumato.errors import DataError, RunError
 
 
 def pixels(count: int = 6, height: int = 5, width: int = 4, channels: int = 1) -> np.ndarray:
@@ -256,7 +256,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch) -> None
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         domain.write(torch.ones(1, 1, 4, 4), tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -133,7 +133,7 @@ def test_another_objective_keeps_what_all_of_them_have(kind: str):
         ("objective.times.std=a", "[objective]"),
         # digits samples with guidance: found out now, not when the trained model is to be written
         ("objective.drop=0", "guidance 1"),
-        ("data.labels=none", "guidance 1"),
+        ("data.labels=none", "evaluation.features"),
     ],
 )
 def test_what_cannot_be_sampled_is_not_trained(override: str, says: str):
