@@ -131,7 +131,7 @@ def train_ours(name: str, seconds: float, folder: Path) -> None:
     print(f"{name}: {rate:.0f} images/s, {images} images in the {left:.0f} s left", flush=True)
     config = config.model_copy(update={"images": images, "log_every": 20_000})
     result = Trainer(parts.denoiser, parts.objective, parts.data, config, folder / "run").fit()
-    weights = {key.removeprefix("network."): value for key, value in result.weights.items()}
+    weights = {key.removeprefix("network."): value.contiguous() for key, value in result.weights.items()}
     save_file(weights, folder / "weights.safetensors")
     write_facts(folder, images=result.images, seconds=turns.active(), finished=result.images >= images)
 

@@ -3,8 +3,9 @@
 1. Ours against a bare loop: the same network, batch, objective and fused AdamW with clipping. The bare loop does no
    more than that; the trainer also keeps two averages of the weights, bins of error by noise level, keyed order and
    noise, a watch for numbers that are not finite, and a log. Bar: at most 1.03 times the time.
-2. Ours, with and without `compile`, against the loop of diffusers' unconditional training example (UNet2DModel,
-   DDPMScheduler.add_noise, AdamW 1e-4, cosine rate, EMAModel, clip 1.0) on the same UNet2DModel. Bar: 1.1 times faster
+2. Ours, with and without `compile`, against the loop of diffusers' unconditional training example
+   (DDPMScheduler.add_noise, AdamW 1e-4, cosine rate, EMAModel, clip 1.0), both on the same network: our U-Net, and
+   diffusers' UNet2DModel, whose time is in convolutions that compiling leaves as they are. Bar: 1.1 times faster
    with `compile` and `channels_last`.
 
 The two loops of a pair take turns, a few steps at a time within one process, so that whatever else the machine does
@@ -21,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -141,6 +143,17 @@ def their_network() -> nn.Module:
     )  # fmt: skip
 
 
+class Lent(nn.Module):
+    """Our network in diffusers' convention."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t):
+        return SimpleNamespace(sample=self.net(x, t / 200 - 2.5))
+
+
 def their_loop(net: nn.Module) -> Callable[[], None]:
     """The steps of examples/unconditional_image_generation/train_unconditional.py, without its accelerator."""
     from diffusers import DDPMScheduler
@@ -203,9 +216,21 @@ def main() -> None:
             **how,
         )
     if chosen.only in (None, "compile"):
-        ratio = take_turns("compiled trainer / diffusers' loop", ours(Borrowed(their_network())),
-                           their_loop(their_network()), compile=True, channels_last=True, **how)  # fmt: skip
-        print(f"{1 / ratio:.2f} times as fast: {'within' if ratio <= 1 / 1.1 else 'BELOW'} the bar of 1.10")
+        for name, mine, lent in (
+            ("our network", network(), Lent(network())),
+            ("diffusers' network", Borrowed(their_network()), their_network()),
+        ):
+            ratio = take_turns(
+                f"{name}: compiled trainer / diffusers' loop",
+                ours(mine),
+                their_loop(lent),
+                compile=True,
+                channels_last=True,
+                **how,
+            )
+            print(
+                f"{1 / ratio:.2f} times as fast: {'within' if ratio <= 1 / 1.1 else 'BELOW'} the bar of 1.10"
+            )
 
 
 if __name__ == "__main__":
