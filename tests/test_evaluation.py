@@ -308,7 +308,7 @@ def test_the_report_is_whole_and_points_nowhere(tmp_path):
             r.Curve(r.figure_training([{"images": i, "loss": 1 / (i + 1)} for i in range(50)]), "Loss."),
             r.Table(["method", "seconds"], [["a", 0.5]]),
             r.Commands([("again", "sfumato report run")]),
-            r.ReceiptBox(receipt()),
+            r.Receipts([("quality", receipt())]),
         ],
     ).write(tmp_path / "report.html")
     html = page.read_text(encoding="utf-8")

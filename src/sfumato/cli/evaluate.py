@@ -80,9 +80,11 @@ def show(found: Judgement) -> None:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.4g}"
 
+    def between(low: float | None, high: float | None) -> str:
+        return "–" if low == high else f"{number(low)} … {number(high)}"
+
     rows = [
-        [m.name, number(m.value), f"{number(m.low)} … {number(m.high)}", number(m.floor), f"{m.n:,}"]
-        for m in found.measures
+        [m.name, number(m.value), between(m.low, m.high), number(m.floor), f"{m.n:,}"] for m in found.measures
     ]
     table("", ["figure", "value", "95 % interval", "held-out real data", "samples"], rows)
     if found.curve:

@@ -3,7 +3,7 @@
 Nothing in it points outside: pictures are PNG in the text, curves are SVG in the text (see `figures`), fonts are
 the reader's own, and there is no script. It follows the reader's light or dark setting and prints well.
 
-    Report("Digits", "A 2 M model.", [Measures(measures, title="How good"), ReceiptBox(receipt)]).write("report.html")
+    Report("Digits", "A 2 M model.", [Measures(measures), Receipts([("quality", receipt)])]).write("report.html")
 
 Needs the extra "report" (jinja2; matplotlib for the curves).
 """
@@ -27,7 +27,7 @@ from sfumato.evaluation.receipts import Receipt
 from sfumato.files import write_atomically
 
 __all__ = [
-    "Commands", "Curve", "Facts", "Measures", "Pictures", "ReceiptBox", "Report", "Table",
+    "Commands", "Curve", "Facts", "Measures", "Pictures", "Receipts", "Report", "Table",
     "figure_loss_by_noise", "figure_quality_vs_steps", "figure_training",
 ]  # fmt: skip
 
@@ -94,10 +94,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ReceiptBox:
-    """The receipt, folded in."""
+class Receipts:
+    """Receipts, each folded in: (name, receipt)."""
 
-    receipt: Receipt
+    receipts: Sequence[tuple[str, Receipt]]
     title: str = ""
     text: str = ""
 
@@ -111,7 +111,7 @@ class Commands:
     text: str = ""
 
 
-Section = Pictures | Curve | Measures | Facts | Table | ReceiptBox | Commands
+Section = Pictures | Curve | Measures | Facts | Table | Receipts | Commands
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -228,7 +228,7 @@ def _context(section: Section, number: int) -> dict[str, Any]:
         ]
         rows = [[_number(c) if isinstance(c, float | None) else str(c) for c in row] for row in section.rows]
         return {"kind": "table", "columns": list(section.columns), "rows": rows, "numeric": numeric}
-    if isinstance(section, ReceiptBox):
-        text = json.dumps(section.receipt.to_json(), indent=2, ensure_ascii=False)
-        return {"kind": "receipt", "json": text}
+    if isinstance(section, Receipts):
+        texts = [(n, json.dumps(r.to_json(), indent=2, ensure_ascii=False)) for n, r in section.receipts]
+        return {"kind": "receipt", "receipts": texts}
     return {"kind": "commands", "commands": list(section.commands)}

@@ -13,7 +13,7 @@ from ..evaluation.report import (
     Facts,
     Measures,
     Pictures,
-    ReceiptBox,
+    Receipts,
     Report,
     Table,
     figure_loss_by_noise,
@@ -92,9 +92,11 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
         ),
         Facts(_facts(judgement), title="The model"),
     ]
-    for name, (receipt, path) in judgement.receipts.items():
-        text = f"{path}: figures of “{name}”, and the command that computes them again."
-        sections.append(ReceiptBox(receipt, title="Receipts" if name == "quality" else "", text=text))
+    folded = [(path.name, receipt) for receipt, path in judgement.receipts.values()]
+    folder = next(iter(judgement.receipts.values()))[1].parent
+    sections.append(
+        Receipts(folded, title="Receipts", text=f"In {folder}: one for each set of figures on this page.")
+    )
     sections.append(Commands(commands, title="What next"))
     lead = recipe.about or f"A diffusion model of {info['data']['train']['name']}."
     return Report(recipe.name, lead, sections).write(out / "report.html")
