@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from sfumato.processes import (
     Shifted,
     Sigmoid,
     SubVP,
+    Table,
     ZeroTerminalSNR,
     build_process,
     build_schedule,
@@ -52,8 +54,17 @@ BASES = {
     "flow": st.just(Flow()),
     "ve": st.builds(lambda a, b: VE(a, a * b), real(0.001, 0.1), real(10, 1e4)),
     "edm": st.builds(lambda a, b, r: EDM(a, a * b, r), real(0.001, 0.1), real(10, 1e4), real(1, 9)),
+    "table": st.builds(
+        lambda n, a, b, end: Table(
+            [*torch.cumprod(1 - torch.linspace(a, a + b, n).double(), 0).tolist(), *end]
+        ),
+        st.integers(50, 2000),
+        real(1e-4, 1e-3),
+        real(0, 0.02),
+        st.sampled_from([(), (0.0,)]),
+    ),
 }
-VP = ("linear", "ddpm", "cosine", "sigmoid", "laplace")
+VP = ("linear", "ddpm", "cosine", "sigmoid", "laplace", "table")
 EACH = [cls() for cls in SCHEDULES.values()] + [
     Shifted(Linear(), 2.0),
     Shifted(EDM(), 0.5),
@@ -176,12 +187,14 @@ def test_the_forward_equation_carries_the_marginals(schedule):
 
     a, b = process.level(first), process.level(last)
     start = [a.alpha * mean, a.alpha**2 * variance + a.sigma**2]
-    if isinstance(schedule, DDPM) or isinstance(getattr(schedule, "base", None), DDPM):
+    inner = getattr(schedule, "base", schedule)
+    if isinstance(inner, (DDPM, Table)):
         # a table's drift jumps at its entries, so entry by entry, with drift and diffusion constant on each
-        end = start
-        for i in range(100, 900):
-            f, g = process.drift((i + 0.5) / 1000), process.diffusion((i + 0.5) / 1000)
-            grown = math.exp(f / 1000)
+        end, count = start, inner.steps - isinstance(inner, Table)
+        inside = [i / count for i in range(count) if first < i / count < last]
+        for before, after in pairwise([first, *inside, last]):
+            f, g = process.drift((before + after) / 2), process.diffusion((before + after) / 2)
+            grown = math.exp(f * (after - before))
             end = [grown * end[0], grown**2 * end[1] + g * g * (grown**2 - 1) / (2 * f)]
         tolerance = 1e-5
     else:

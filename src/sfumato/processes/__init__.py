@@ -18,6 +18,7 @@ from .schedules import (
     ZeroTerminalSNR,
     build_schedule,
 )
+from .table import Table
 
 __all__ = [
     "CLEAN",
@@ -38,6 +39,7 @@ __all__ = [
     "Shifted",
     "Sigmoid",
     "SubVP",
+    "Table",
     "ZeroTerminalSNR",
     "build_process",
     "build_schedule",

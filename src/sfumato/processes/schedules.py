@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import SolverError, choose
 from .schedule import Schedule, float64, path_point
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,7 @@ class ZeroTerminalSNR(_VariancePreserving):
 
 SCHEDULES: dict[str, type[Schedule]] = {
     cls.kind: cls
-    for cls in (Linear, DDPM, Cosine, Sigmoid, Laplace, SubVP, Flow, VE, EDM, Shifted, ZeroTerminalSNR)
+    for cls in (Linear, DDPM, Cosine, Sigmoid, Laplace, SubVP, Flow, VE, EDM, Shifted, ZeroTerminalSNR, Table)
 }
 
 
