@@ -135,11 +135,15 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> Model:
-    """The model in a bundle, ready to sample. Runs no code of the bundle's.
+    """The model in a bundle, or in a pipeline folder of diffusers, ready to sample. Runs no code of the folder's.
 
     Raises BundleError for a bundle that is damaged, edited, foreign or of another version, with the reason.
     """
     folder = Path(folder)
+    if not (folder / "bundle.json").is_file() and (folder / "model_index.json").is_file():
+        from .adapters import load_diffusers
+
+        return load_diffusers(folder)
     record = read_record(folder)
     path = folder / "weights.safetensors"
     if not path.is_file():
@@ -151,10 +155,17 @@ def load(folder: str | Path) -> Model:
             f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"
         )
     try:
-        network = build(record["network"]["kind"], **record["network"]["config"])
-        network.load_state_dict(load_safetensors(content))
-        process = build_process(**record["process"])
-        denoiser = Denoiser(network, process, **record["denoiser"])
+        process, weights = build_process(**record["process"]), load_safetensors(content)
+        if record["network"]["kind"] == "diffusers":
+            from .adapters import rebuild
+
+            denoiser: Denoiser = rebuild(
+                record["network"]["config"], process, weights, record["denoiser"]["learned_variance"]
+            )
+        else:
+            network = build(record["network"]["kind"], **record["network"]["config"])
+            network.load_state_dict(weights)
+            denoiser = Denoiser(network, process, **record["denoiser"])
         model = Model(
             denoiser, Images.from_json(record["domain"]), Sampling.from_json(record["sampling"]), record
         )

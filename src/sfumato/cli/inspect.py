@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def inspect(bundle: Path, /, *, json: bool = False) -> int:
-    """Show what is in a model's folder, and check that it is whole.
+    """Show what is in a model's folder, a bundle or a pipeline of diffusers, and check that it is whole.
 
     Parameters
     ----------
@@ -29,24 +29,29 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
         f"[bold]{record['recipe'].get('name', bundle.name)}[/bold] {record['recipe'].get('about', '')}"
     )
     config = ", ".join(
-        f"{k}={v}" for k, v in record["network"]["config"].items() if v not in (None, (), [], 0, False)
+        f"{k}={v}"
+        for k, v in record["network"]["config"].items()
+        if v not in (None, (), [], 0, False) and not isinstance(v, dict)
     )
     count, shown, seconds = data.get("count", 0), training.get("images", 0), training.get("seconds", 0)
-    versions = record["versions"]
+    whole = record["format"] == "sfumato-bundle"  # and not a pipeline of diffusers, which says less of itself
+    trained = f"{data.get('name', '?')}: {count:,} pictures, {shown:,} shown, {seconds:,.0f} s"
+    made = f"{record.get('created', '')} by {', '.join(map(' '.join, record['versions'].items()))}"
     pairs(
         {
             "network": f"{record['network']['kind']}, {record['parameters']:,} parameters ({config})",
-            "process": f"{record['process']['schedule']}, sigma_data {record['process']['sigma_data']}",
+            "process": f"{model.denoiser.process.schedule}, sigma_data {model.denoiser.process.sigma_data:g}",
             "predicts": record["denoiser"]["parameterisation"],
             "state": "×".join(map(str, model.domain.shape)) + " (channels, height, width), in [-1, 1]",
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
             f"guidance {plan['guidance']:g}",
-            "trained on": f"{data.get('name', '?')}: {count:,} pictures, {shown:,} shown, {seconds:,.0f} s",
+            "trained on": trained if data else "not stated",
             "licence of data": data.get("licence", "not stated"),
-            "made": f"{record['created']} by sfumato {versions['sfumato']}, torch {versions['torch']}",
+            "made": made.strip(),
             "SHA-256": record["sha256"],
         }
     )
-    console.print("whole: the record and the weights have the SHA-256 that they state")
+    if whole:
+        console.print("whole: the record and the weights have the SHA-256 that they state")
     return 0

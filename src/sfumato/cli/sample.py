@@ -31,7 +31,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     Parameters
     ----------
     bundle
-        The model's folder.
+        The model's folder: a bundle, or a pipeline folder of diffusers.
     count
         How many samples (default 16).
     indices
