@@ -17,9 +17,10 @@ as keywords, or in NAME.json beside NAME.onnx; keywords win. The graph is checke
 
 **Endpoints.** A one-step model (consistency, endpoint distillation) is not a denoiser in the strict sense. Its
 f(x_t, t) is one sample, where the probability flow through x_t ends; the mean of x_0 given x_t is the average of many.
-At the prior one step to clean data, x = f(x_T), is what it was made for, and so is new noise on its answer and another
-step. To the solvers of the flow, which ask for means, its answers are wrong between the ends. `endpoint` keeps that
-known: it is `denoiser.endpoint`, and nothing here turns one into the other.
+One step from the prior to clean data, x = f(x_T), is what it was made for. To the solvers of the flow, which ask for
+means, its answers are wrong between the ends, and whether it may be given new noise and asked again depends on the
+levels that it was distilled at. `endpoint` keeps that known: it is `denoiser.endpoint`, and nothing here turns one into
+the other.
 
 **Safety.** An ONNX graph is data: no code comes with it. It is read through `onnx`, bounded in size; weights in other
 files must lie in its folder; onnxruntime is given bytes and never opens a file itself.
