@@ -101,10 +101,11 @@ def sd3() -> torch.nn.Module:
     ).eval()  # fmt: skip
 
 
-def flux() -> torch.nn.Module:
+def flux(guidance_embeds: bool = False) -> torch.nn.Module:
     torch.manual_seed(0)
     return diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        patch_size=1, in_channels=8, guidance_embeds=guidance_embeds,
+        num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=TEXT, pooled_projection_dim=POOLED, axes_dims_rope=(4, 4, 8),
     ).eval()  # fmt: skip
 
@@ -462,6 +463,16 @@ def test_sdxl_is_given_its_sizes():
     assert not torch.allclose(outs[0], outs[2])
 
 
+def test_a_distilled_flux_is_told_its_guidance():
+    scheduler, x, said = diffusers.FlowMatchEulerDiscreteScheduler(), state(channels=2), words()
+    with pytest.raises(SolverError, match="must be told its guidance"):
+        from_diffusers(flux(True), scheduler)
+    weak, strong = (
+        from_diffusers(flux(True), scheduler, constants={"guidance": w})(x, 0.5, said) for w in (1, 9)
+    )
+    assert not torch.allclose(weak.value, strong.value)
+
+
 def test_what_a_network_needs_is_said_in_one_line():
     scheduler, x = diffusers.DDIMScheduler(), state()
     labelled, plain, text = (
@@ -482,6 +493,11 @@ def test_what_a_network_needs_is_said_in_one_line():
         "none of the network's labels": lambda: from_diffusers(unet(classes=10), scheduler, null_label=10),
         "does not fit": lambda: from_diffusers(
             unet_condition(), scheduler, unconditional={"text": torch.zeros(1, 3)}
+        ),
+        "takes no guidance": lambda: from_diffusers(unet(), scheduler, constants={"guidance": 3.0}),
+        "unknown constant": lambda: from_diffusers(unet(), scheduler, constants={"guidence": 3.0}),
+        "unknown unconditional": lambda: from_diffusers(
+            unet(), scheduler, unconditional={"text": torch.zeros(1, 3)}
         ),
         "answers 2": lambda: from_diffusers(unet(in_channels=3, out_channels=2), scheduler),
         "class of network": lambda: from_diffusers(torch.nn.Linear(1, 1), scheduler),

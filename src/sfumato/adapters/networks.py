@@ -77,7 +77,7 @@ def _flux(model: Any, x: Tensor, told: Tensor, c: Said) -> Tensor:
     places = torch.zeros(height, width, 3, device=x.device)
     places[..., 1] = torch.arange(height, device=x.device)[:, None]
     places[..., 2] = torch.arange(width, device=x.device)
-    guidance = c.get("guidance") if model.config.guidance_embeds else None
+    guidance = c.get("guidance")
     answer = model(
         F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2),
         encoder_hidden_states=c["text"],
@@ -118,16 +118,17 @@ CONVENTIONS: dict[str, Convention] = {
         _flux, text="joint_attention_dim", pooled="pooled_projection_dim", folded=4
     ),
 }
-# What would change the meaning of a call and is not served, by entry of the config.
+# What would change the meaning of a call and is not served, by entry of the config. A learned time embedding is a
+# table of whole times, which knows no fraction.
 _REFUSED: dict[str, Callable[[Any], bool]] = {
-    "time_embedding_type": lambda value: (
-        value == "learned"
-    ),  # a table of whole times, which knows no fraction
+    "time_embedding_type": lambda value: value == "learned",
     "class_embed_type": lambda value: value is not None,
     "addition_embed_type": lambda value: value not in (None, "text_time"),
     "encoder_hid_dim_type": lambda value: value is not None,
     "use_additional_conditions": bool,
 }
+# What some networks are told in every call: the entry of the config that says so, and whether they must be.
+_CONSTANTS = {"guidance": ("guidance_embeds", True), "time_ids": ("addition_time_embed_dim", False)}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +163,12 @@ class Borrowed(nn.Module):
         self.model, self.convention = model, CONVENTIONS[name]
         self.constants = dict(constants or {})
         for constant in self.constants:
-            choose(constant, ("guidance", "time_ids"), "constant", SolverError)
+            choose(constant, _CONSTANTS, "constant", SolverError)
+        for constant, (entry, must) in _CONSTANTS.items():
+            if (constant in self.constants) > bool(given.get(entry)):
+                raise SolverError(f"this {name} takes no {constant}: its config has no {entry}")
+            if must and given.get(entry) and constant not in self.constants:
+                raise SolverError(f"this {name} must be told its {constant}: constants={{{constant!r}: ...}}")
         self.channels = given["in_channels"] // self.convention.folded
         answered = (given.get("out_channels") or given["in_channels"]) // self.convention.folded
         if answered not in (self.channels, 2 * self.channels):
@@ -183,13 +189,14 @@ class Borrowed(nn.Module):
             )
         self.null_label = null_label
         self.classes = (rows or 0) - (null_label is not None and null_label == (rows or 0) - 1)
-        for what in ("text", "pooled"):
+        for what in unconditional or {}:
+            choose(what, self.widths, "unconditional of this network", SolverError)
+        for what, depth in (("text", 3), ("pooled", 2)):
             value = (unconditional or {}).get(what)
-            if value is not None and (what not in self.widths or value.shape[-1] != self.widths[what]):
+            if value is not None and value.shape[-1] != self.widths[what]:
                 raise SolverError(
                     f"unconditional {what!r} of {tuple(value.shape)} does not fit this network: widths {self.widths}"
                 )
-            depth = 3 if what == "text" else 2
             shaped = None if value is None else value.reshape((1,) * (depth - value.ndim) + value.shape)
             self.register_buffer(f"null_{what}", shaped)
         self.config = {
