@@ -258,7 +258,7 @@ class Borrowed(nn.Module):
                     f"this network is conditioned on text: give {name!r} in the condition, and for guidance or "
                     f"sampling without a prompt say what means nothing, unconditional={{{name!r}: ...}}"
                 )
-            if value is None:
+            if value is None and nothing is not None:
                 value = nothing.expand(len(x), *nothing.shape[1:])
             value = as_row(value, x, width, name)
             if nothing is not None and bool(empty.any()):

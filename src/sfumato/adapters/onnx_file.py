@@ -210,6 +210,7 @@ def read_graph(path: Path) -> bytes:
     """The bytes of an ONNX model with all its weights inside. Raises BundleError for what is not safe or not whole."""
     try:
         import onnx
+        from onnx import external_data_helper
     except ImportError:
         raise MissingExtra("onnx", extra="onnx") from None
     if not path.is_file():
@@ -226,8 +227,8 @@ def read_graph(path: Path) -> bytes:
         raise BundleError(f"{path} is not a whole ONNX model: its graph is empty")
     outer = {}
     for tensor in _tensors([*model.graph.node, *(n for f in model.functions for n in f.node)], model.graph):
-        if onnx.external_data_helper.uses_external_data(tensor):
-            place = onnx.external_data_helper.ExternalDataInfo(tensor).location
+        if external_data_helper.uses_external_data(tensor):
+            place = external_data_helper.ExternalDataInfo(tensor).location
             outer[place] = (path.parent / place).resolve()
     for place, file in outer.items():
         if not file.is_relative_to(path.parent.resolve()) or Path(place).is_absolute():
