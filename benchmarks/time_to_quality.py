@@ -233,12 +233,13 @@ def train_all(work: Path, seconds: float) -> None:
             os.replace(turn.with_suffix(".new"), turn)
             process.send_signal(signal.SIGCONT)
             try:
-                process.wait(timeout=SLICE if had[name] < seconds else 120)
+                left = seconds - had[name]
+                if left <= 0 and name != "theirs":  # which watches its own clock
+                    process.send_signal(signal.SIGTERM)  # our trainer saves and leaves
+                process.wait(timeout=min(SLICE, left) if left > 0 else 120)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGSTOP)
                 had[name] += time.monotonic() - began
-                if had[name] > seconds + 5 and name != "theirs":  # which watches its own clock
-                    process.send_signal(signal.SIGTERM)  # our trainer saves and leaves, in its next turn
                 continue
             had[name] += time.monotonic() - began
             print(process.stdout.read(), end="")
