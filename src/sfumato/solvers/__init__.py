@@ -6,10 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import SolverError, choose
+from .adams_moulton import AdamsMoulton
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M
 from .grid import (
     GRIDS,
+    AngleGrid,
     CosineGrid,
     FlowGrid,
     Grid,
@@ -25,7 +27,7 @@ from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
 SOLVERS: dict[str, type[Solver]] = {
-    cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+    cls.kind: cls for cls in (AdamsMoulton, Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
 }
 
 
@@ -42,7 +44,9 @@ __all__ = [
     "FRAMES",
     "GRIDS",
     "SOLVERS",
+    "AdamsMoulton",
     "Ancestral",
+    "AngleGrid",
     "Callback",
     "CosineGrid",
     "DPMpp2M",

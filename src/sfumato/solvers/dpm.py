@@ -32,6 +32,7 @@ class DPMpp2M(Solver):
 
     kind: ClassVar[str] = "dpm++2m"
     order: ClassVar[int] = 2
+    multistep: ClassVar[bool] = True
 
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws

@@ -10,6 +10,7 @@ With r = i / n from 0 to 1 along the grid:
     quadratic  t = start (1 - r)^2 (Song et al. 2021)
     cosine     t = start cos^2(pi r / 2): dense at both ends
     flow       u = sigma / (sigma + alpha) = u_0 (1 - r)^rho: uniform in rectified flow's time for every schedule
+    angle      phi = atan(sigma / alpha) = phi_0 (1 - r^rise)^fall: flat at the noisy end, fine at the clean one
     log-snr    lambda even between the ends (Lu et al. 2022)
     karras     sigma / alpha = (s_max^(1/rho) + r (s_min^(1/rho) - s_max^(1/rho)))^rho (Karras et al. 2022, eq. 5)
 
@@ -135,6 +136,39 @@ class FlowGrid(Grid):
 
 
 @dataclass(frozen=True)
+class AngleGrid(Grid):
+    """phi = atan(sigma / alpha) falls as phi_0 (1 - r^rise)^fall, whatever the schedule.
+
+    None: chosen by the number of steps, (1.5, 2) up to 6 steps, where the last of few nodes must lie near the data, and
+    (1.15, 1.6) beyond. Both were chosen by the errors of `AdamsMoulton` on Gaussian mixtures (`benchmarks/solvers.py`).
+    """
+
+    kind: ClassVar[str] = "angle"
+    rise: float | None = None
+    fall: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rise", "fall"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SolverError(f"{name} of an angle grid must be positive, not {value!r}")
+
+    def levels(self, process: Gaussian, steps: int) -> list[Level]:
+        # the angle 0 is an ordinary point, so schedules that stop above it need no extra level
+        few = check_steps(steps) <= 6
+        rise = self.rise or (1.5 if few else 1.15)
+        fall = self.fall or (2.0 if few else 1.6)
+        first = process.level(self.start)
+        r = torch.arange(steps + 1, dtype=torch.float64) / steps
+        angle = math.atan2(first.sigma, first.alpha) * (1 - r**rise) ** fall
+        levels = _at_log_snr(process, 2 * (torch.log(torch.cos(angle)) - torch.log(torch.sin(angle))), first)
+        levels[0] = first  # also where it is pure noise, whose angle's cosine is not quite zero
+        check_levels(levels)
+        return levels
+
+
+@dataclass(frozen=True)
 class _Bounded(Grid):
     """Grids over sigma / alpha, which need finite ends. None: the schedule's own, at least 0.002 and at most 80."""
 
@@ -203,7 +237,8 @@ def _at_log_snr(process: Gaussian, log_snr: Tensor, first: Level) -> list[Level]
 
 
 GRIDS: dict[str, type[Grid]] = {
-    cls.kind: cls for cls in (UniformGrid, QuadraticGrid, CosineGrid, FlowGrid, LogSNRGrid, KarrasGrid)
+    cls.kind: cls
+    for cls in (UniformGrid, QuadraticGrid, CosineGrid, FlowGrid, AngleGrid, LogSNRGrid, KarrasGrid)
 }
 
 

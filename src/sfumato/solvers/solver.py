@@ -15,9 +15,10 @@ scaled state y = x / c obeys dy/du = a x_0 + b eps with x_0 and eps the denoiser
     sigma   alpha                  sigma / alpha      (0, 1)                  Karras et al. 2022
     flow    alpha + sigma          sigma / c          (-1, 1)                 rectified flow
     angle   sqrt(alpha^2+sigma^2)  atan(sigma/alpha)  (-sigma, alpha) / c     v of Salimans & Ho 2022
+    mixed   alpha + sigma          atan(sigma/alpha)  (-1, 1) k               the flow's scale over the angle
     time    1                      t                  (alpha', sigma')        the schedule's own time
 
-`flow` and `angle` are finite at both ends, zero terminal SNR included. One Euler step in any of the first two frames is
+with k = (alpha^2 + sigma^2) / (alpha + sigma)^2. `flow`, `angle` and `mixed` are finite at both ends, zero terminal SNR included. One Euler step in any of the first two frames is
 DDIM; higher orders differ, because a polynomial in one u is not one in another.
 
 A step to clean data is made in the flow frame whatever the frame, which makes it x_0 itself: Euler's in `angle` would
@@ -43,7 +44,7 @@ from .grid import check_levels
 
 Denoise = Callable[[Tensor, Level], Prediction]
 Callback = Callable[[int, int, Tensor, Prediction | None], None]
-FRAMES = ("flow", "sigma", "angle", "time")
+FRAMES = ("flow", "sigma", "angle", "mixed", "time")
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,20 @@ class Solver:
     """Base of the solvers.
 
     order: the global order of its error in the step size, which the tests fit. evaluations: of the denoiser, a step.
-    stochastic: whether it draws noise on the way. serves: the processes it can solve.
+    multistep: whether it has that order only once it remembers enough steps. stochastic: whether it draws noise on the
+    way. serves: the processes it can solve.
     """
 
     kind: ClassVar[str] = ""
     order: ClassVar[int] = 1
     evaluations: ClassVar[int] = 1
+    multistep: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     serves: ClassVar[tuple[type, ...]] = (Gaussian,)
+
+    def within(self, steps: int) -> Solver:
+        """The solver for a run of so many steps: itself, unless a setting is left to be chosen by their number."""
+        return self
 
     def init(self, x: Tensor) -> Any:
         """The carry before the first step."""
@@ -89,6 +96,10 @@ def frame_at(frame: str, process: Gaussian, level: Level) -> tuple[float, float,
     if frame == "angle":
         c = math.hypot(alpha, sigma)
         return c, math.atan2(sigma, alpha), -sigma / c, alpha / c
+    if frame == "mixed":
+        c = alpha + sigma
+        k = (alpha * alpha + sigma * sigma) / (c * c)
+        return c, math.atan2(sigma, alpha), -k, k
     if frame == "time":
         return 1.0, level.time, *process.rates(level)
     choose(frame, FRAMES, "frame", SolverError)
@@ -146,6 +157,7 @@ def integrate(
         last = denoiser(x_t, level, condition)
         return last
 
+    solver = solver.within(steps)
     carry = solver.init(x)
     for i in range(steps):
         t, s = levels[i], levels[i + 1]
