@@ -11,12 +11,12 @@ The evaluation that corrects a step is the one that predicts the next, so the co
 step, to clean data, stays as predicted. The first steps have fewer slopes behind them and use lower orders.
 
 **Frame.** `mixed`: the flow's scale y = x / (alpha + sigma), whose slope is the flow velocity, over the angle
-u = atan(sigma / alpha). The velocity hardly changes in it while there is much noise, and it is finite at both ends, zero
-terminal SNR included. Which frame and nodes are used matters more than the order: see `benchmarks/solvers.py`.
+u = atan(sigma / alpha). The velocity hardly changes in it while there is much noise, and it is finite at both ends,
+zero terminal SNR included. Which frame and nodes are used matters more than the order: see `benchmarks/solvers.py`.
 
-**Order.** min(p + 1, q), or p without corrector, once there are so many slopes. The first steps have fewer: the very first, a
-trapezoid after Euler's, leaves an error O(h^3) of its own, which is small where it is short or, as on the `angle`
-grid, made where the velocity is nearly constant.
+**Order.** min(p + 1, q), or p without corrector, once there are so many slopes. The first steps have fewer: the very
+first, a trapezoid after Euler's, leaves an error O(h^3) of its own, which is small where it is short or, as on the
+`angle` grid, made where the velocity is nearly constant.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MANY = 1000  # steps: a run that does not say how many it has
 
 
 def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """Integrals from start to end of the Lagrange basis on at most six nodes: sum_j w_j g_j integrates the polynomial."""
+    """Integrals from start to end of the Lagrange basis on at most six nodes: sum_j w_j g_j is the polynomial's."""
     half, middle = (end - start) / 2, (end + start) / 2
     weights = []
     for j, node in enumerate(nodes):

@@ -139,8 +139,9 @@ class FlowGrid(Grid):
 class AngleGrid(Grid):
     """phi = atan(sigma / alpha) falls as phi_0 (1 - r^rise)^fall, whatever the schedule.
 
-    None: chosen by the number of steps, (1.5, 2) up to 6 steps, where the last of few nodes must lie near the data, and
-    (1.15, 1.6) beyond. Both were chosen by the errors of `AdamsMoulton` on Gaussian mixtures (`benchmarks/solvers.py`).
+    None: chosen by the number of steps. (1.5, 2) up to 6 steps, where the last of few nodes must still lie near the
+    data; (1.15, 1.6) up to 17; (1.1, 1.75) beyond. Chosen by the errors of `AdamsMoulton` on Gaussian mixtures, see
+    `benchmarks/solvers.py`.
     """
 
     kind: ClassVar[str] = "angle"
@@ -156,9 +157,9 @@ class AngleGrid(Grid):
 
     def levels(self, process: Gaussian, steps: int) -> list[Level]:
         # the angle 0 is an ordinary point, so schedules that stop above it need no extra level
-        few = check_steps(steps) <= 6
-        rise = self.rise or (1.5 if few else 1.15)
-        fall = self.fall or (2.0 if few else 1.6)
+        check_steps(steps)
+        rise, fall = (1.5, 2.0) if steps <= 6 else (1.15, 1.6) if steps <= 17 else (1.1, 1.75)
+        rise, fall = self.rise or rise, self.fall or fall
         first = process.level(self.start)
         r = torch.arange(steps + 1, dtype=torch.float64) / steps
         angle = math.atan2(first.sigma, first.alpha) * (1 - r**rise) ** fall

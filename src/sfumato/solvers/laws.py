@@ -4,8 +4,9 @@
 * A step asks the denoiser as often as `evaluations` says.
 * Sample i of a batch is sample i drawn alone.
 * It reaches clean data, where sigma = 0 and the log-SNR is infinite.
-* **Deterministic: its order.** A multistep solver has that order once it has its history: the first interval is then cut
-  into ever shorter ones towards the start, so that the low orders it begins with cost nothing. For data N(mu, C) the probability-flow ODE has a closed form, in the eigenbasis of C
+* **Deterministic: its order.** A multistep solver has it once it has its history: the first interval is then cut into
+  ever shorter ones towards the start, so that the low orders it begins with cost nothing. For data N(mu, C) the
+  probability-flow ODE has a closed form, in the eigenbasis of C
 
       x_s = alpha_s mu + sqrt(S_s / S_t) (x_t - alpha_t mu),        S = alpha^2 C + sigma^2,
 

@@ -18,8 +18,9 @@ scaled state y = x / c obeys dy/du = a x_0 + b eps with x_0 and eps the denoiser
     mixed   alpha + sigma          atan(sigma/alpha)  (-1, 1) k               the flow's scale over the angle
     time    1                      t                  (alpha', sigma')        the schedule's own time
 
-with k = (alpha^2 + sigma^2) / (alpha + sigma)^2. `flow`, `angle` and `mixed` are finite at both ends, zero terminal SNR included. One Euler step in any of the first two frames is
-DDIM; higher orders differ, because a polynomial in one u is not one in another.
+with k = (alpha^2 + sigma^2) / (alpha + sigma)^2. `flow`, `angle` and `mixed` are finite at both ends, zero terminal SNR
+included. One Euler step in `flow` or `sigma` is DDIM; higher orders differ, because a polynomial in one u is not one in
+another.
 
 A step to clean data is made in the flow frame whatever the frame, which makes it x_0 itself: Euler's in `angle` would
 leave some of the noise, and in `time` most of it, since sigma' is infinite at the end of many schedules. So is one to
