@@ -97,7 +97,7 @@ class AdamsMoulton(Solver):
         predictor, corrector = self._orders(MANY)
         c, u, a, b = frame_at(self.frame, process, t)
         c_end, u_end, *_ = frame_at(self.frame, process, s)
-        past, corrected = carry or ((), None)
+        past, corrected = carry or ((), x)
         slopes = ((u, denoise(x, t).combine(a, b)), *past)
         y = (1 / c) * x
         if past and corrector:
