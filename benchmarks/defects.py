@@ -5,8 +5,8 @@
 The data are Gaussian, so each step of DDIM and the whole flow are known in closed form.
 
 1. diffusers' DDIM steps to t - 1000 // n whatever the next time is: with `linspace` spacing the transition made is
-   not the one that follows. Counted, and how far the result lies from DDIM's on those times, written out by hand. (From
-   the end of the exact flow it may lie nearer or further: a step to the wrong place errs against DDIM's own error here.)
+   not the one that follows. Counted, and how far the result lies from DDIM's on those times, written out by hand.
+   (From the end of the exact flow it may lie nearer or further: here the two errors have opposite signs.)
 2. diffusers' karras, exponential and lu sigmas are gone through exactly, but the network is told the nearest whole
    time step: how far the noise level that it is told lies from the one it is shown.
 3. azula's Rosenbrock-type exponential Adams-Bashforth of order 2: its fitted order, beside ours of order 2.
