@@ -92,8 +92,8 @@ class ObjectiveConfig(_Section):
 class SamplingConfig(_Section):
     """[sampling]: how the model is sampled unless told otherwise."""
 
-    solver: dict[str, Any] = {"kind": "heun"}
-    grid: dict[str, Any] = {"kind": "flow"}
+    solver: dict[str, Any] = {"kind": "adams-moulton"}
+    grid: dict[str, Any] = {"kind": "angle"}
     steps: Annotated[int, Field(ge=1, le=100_000)] = 20
     guidance: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
