@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -39,7 +40,8 @@ HIGHEST = 6
 MANY = 1000  # steps: a run that does not say how many it has
 
 
-def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+@lru_cache(4096)  # a run asks for the same ones batch after batch
+def adams_weights(nodes: tuple[float, ...], start: float, end: float) -> tuple[float, ...]:
     """Integrals from start to end of the Lagrange basis on at most six nodes: sum_j w_j g_j is the polynomial's."""
     half, middle = (end - start) / 2, (end + start) / 2
     weights = []
@@ -49,7 +51,7 @@ def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[floa
         weights.append(
             scale * sum(w * math.prod(middle + half * z - other for other in others) for z, w in _POINTS)
         )
-    return weights
+    return tuple(weights)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ class AdamsMoulton(Solver):
 
 def _add(y: Tensor, slopes: Sequence[tuple[float, Tensor]], start: float, end: float) -> Tensor:
     """y and the integral from start to end of the polynomial through the slopes."""
-    for weight, (_, slope) in zip(adams_weights([u for u, _ in slopes], start, end), slopes, strict=True):
-        y = y.add(slope, alpha=weight)
-    return y
+    weights = adams_weights(tuple(u for u, _ in slopes), start, end)
+    # the first sum is a new tensor, which the others may be added to in place: half the time of a chain of new ones
+    total = y.add(slopes[0][1], alpha=weights[0])
+    for weight, (_, slope) in zip(weights[1:], slopes[1:], strict=True):
+        total = total.add(slope, alpha=weight) if total.requires_grad else total.add_(slope, alpha=weight)
+    return total
