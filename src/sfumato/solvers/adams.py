@@ -93,7 +93,7 @@ def moments(z: float, count: int) -> list[float]:
 
 
 def adams_weights(nodes: Sequence[float], start: float, end: float, rate: float = 0.0) -> list[float]:
-    """int_start^end e^(rate (u - end)) L_i(u) du of the Lagrange polynomials of distinct nodes, with or without the end.
+    """int_start^end e^(rate (u - end)) L_i(u) du of the Lagrange polynomials of distinct nodes, the end's or not.
 
     nodes: places in u; start, end: of the step. With the weights w, y_s = y_t + e^(rate end) sum_i w_i g_i.
     """

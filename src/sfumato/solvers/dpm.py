@@ -24,12 +24,12 @@ The 3M that other packages hold (k-diffusion, diffusers) takes half of the parab
 order 2; here the parabola is integrated exactly, so that 3M is Adams-Bashforth of order 3 in the frame of x0.
 
 **2M** (alg. 2 of 2022b) holds the line through the last two levels at its value in mid-step, which differs
-from its exact integral by O(h^3), no more than the method does:
+from its exact integral by O(h^3), as the method does:
 
     D = (1 + 1 / 2r) x0_t - 1 / 2r x0_last,     r = h_last / h,     x_s = (sigma_s/sigma_t) x_t - alpha_s (e^-h - 1) D.
 
-Both ends of 2M take care of themselves: from alpha = 0, h is infinite and e^-h = 0; after it r is infinite and the line is
-flat; and the step to sigma = 0, where the line would be followed to infinity, keeps x0 fixed.
+Both ends of 2M take care of themselves: from alpha = 0, h is infinite and e^-h = 0; after it r is infinite and the
+line is flat; and the step to sigma = 0, where the line would be followed to infinity, keeps x0 fixed.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def rk_step(
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """An explicit Runge-Kutta method in a frame. method: "midpoint", "ralston", "kutta3", "ralston3", "rk4" (TABLEAUX)."""
+    """An explicit Runge-Kutta method in a frame. method: midpoint, ralston, kutta3, ralston3, rk4 (TABLEAUX)."""
 
     kind: ClassVar[str] = "runge-kutta"
     method: str = "rk4"
