@@ -38,28 +38,54 @@ from sfumato.processes import (
 )
 from sfumato.solvers import (
     DDIM,
+    DEIS,
     GRIDS,
+    PLMS,
+    PNDM,
     SOLVERS,
+    Adams,
     Ancestral,
     DPMpp2M,
+    DPMpp3M,
+    DPMppS,
+    DPMSolver,
     EDMSolver,
     Euler,
     FlowGrid,
     Heun,
     KarrasGrid,
     LogSNRGrid,
+    RungeKutta,
     UniformGrid,
+    UniPC,
     build_grid,
     build_solver,
     check_solver,
     integrate,
     sample,
 )
-from sfumato.solvers.laws import STEPS, fitted_order, gaussian_errors, interior_levels, output_law
+from sfumato.solvers.laws import STEPS, fitted_order, fitting, gaussian_errors, interior_levels, output_law
 from sfumato.solvers.runge_kutta import heun_step
 from sfumato.solvers.solver import FRAMES, frame_at
 
-DETERMINISTIC = [DDIM(), *map(Euler, FRAMES), *map(Heun, FRAMES), DPMpp2M(), EDMSolver(churn=0.0)]
+DETERMINISTIC = [
+    *(DDIM(), *map(Euler, FRAMES), *map(Heun, FRAMES), DPMpp2M(), EDMSolver(churn=0.0)),
+    *(
+        Adams(4),
+        Adams(2, "sigma"),
+        Adams(3, "angle"),
+        Adams(3, "x0-exponential"),
+        Adams(3, "eps-exponential"),
+    ),
+    *(DEIS(2), DPMSolver(2), DPMSolver(3), DPMppS(2), DPMppS(3), DPMpp3M()),
+    *(UniPC(1, "bh1"), UniPC(2), UniPC(3), UniPC(3, corrector=False), PNDM(), PLMS()),
+    *(
+        RungeKutta("midpoint"),
+        RungeKutta("ralston", "sigma"),
+        RungeKutta("kutta3", "angle"),
+        RungeKutta("rk4"),
+    ),
+]
 STOCHASTIC = [DDIM(eta=1.0), DDIM(eta=0.5), Ancestral(), Ancestral("chain"), EDMSolver()]
 SCHEDULES = [Flow(), Linear(), Cosine(), EDM(), ZeroTerminalSNR(), SubVP(), Shifted(VE(), 0.5)]
 
@@ -225,8 +251,14 @@ def test_check_solver_wants_a_frozen_dataclass():
 @each_schedule
 @each_deterministic
 def test_the_order_on_a_gaussian_is_the_stated_one(solver, schedule):
-    errors = gaussian_errors(solver, schedule)
-    assert fitted_order(STEPS, errors) == pytest.approx(solver.order, abs=0.15), errors
+    grid, steps, slack = fitting(solver)
+    errors = gaussian_errors(solver, schedule, steps, grid)
+    order = fitted_order(steps, errors)
+    assert order > solver.order - slack, errors
+    # the midpoint rule owes a Gaussian nothing at h^2 in these frames, and RK4 little at h^4: see the mixture's test
+    assert order < solver.order + slack or isinstance(solver, RungeKutta), errors
+    if solver.start_order < solver.order:  # and a run of equal steps falls short as it says
+        assert fitted_order(STEPS, gaussian_errors(solver, schedule)) > solver.start_order - 0.15
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +271,7 @@ def reference():
         x = torch.from_numpy(y.reshape(6, 2))
         return model(x, float(u)).combine(-1.0, 1.0).numpy().ravel()
 
-    got = solve_ivp(slope, (0.9, 0.1), start.numpy().ravel(), method="DOP853", rtol=1e-10, atol=1e-10)
+    got = solve_ivp(slope, (0.9, 0.1), start.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12)
     return start, torch.from_numpy(got.y[:, -1].reshape(6, 2))
 
 
@@ -248,13 +280,14 @@ def reference():
 def test_the_order_on_a_mixture_is_the_stated_one(solver, schedule, reference):
     first, last = reference
     model = hills(Gaussian(schedule))
-    steps, errors = (32, 64, 128), []
+    grid, steps, slack = fitting(solver)
+    steps, errors = (32, 64, 128) if grid is interior_levels else steps, []
     for count in steps:
-        levels = interior_levels(model.process, count)
+        levels = grid(model.process, count)
         scales = [level.alpha + level.sigma for level in (levels[0], levels[-1])]
         x = integrate(model, solver, levels, scales[0] * first, Noise(0, 6))
         errors.append(float((x / scales[1] - last).square().mean().sqrt()))
-    assert fitted_order(steps, errors) == pytest.approx(solver.order, abs=0.15), errors
+    assert fitted_order(steps, errors) == pytest.approx(solver.order, abs=slack), errors
     assert errors[-1] < (0.05 if solver.order == 1 else 0.005)
 
 
@@ -663,7 +696,7 @@ def test_lists_of_levels_that_go_wrong_are_refused():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: build_solver("dpm++"), r"did you mean 'dpm\+\+2m'"),
+        (lambda: build_solver("dpm++"), r"did you mean 'dpm\+\+"),
         (lambda: build_solver("ddim", etta=1.0), "did you mean 'eta'"),
         (lambda: DDIM(eta=1.5), r"\[0, 1\]"),
         (lambda: DDIM(eta=math.nan), r"\[0, 1\]"),

@@ -14,8 +14,8 @@
 
       u_0 - u = h / 2^16, h / 2^15, ..., h / 2, h, 2h, 3h, ...
 
-  so that the error h^2 of a first Euler step is 2^-32 of what it was (which tries its weights for unequal steps, too).
-  More than it states is no fault: on a Gaussian S is a parabola in the flow and sigma frames, and there the midpoint rule
+  so that the error h^2 of a first Euler step is 2^-32 of what it was (its weights for unequal steps are tried, too).
+  More than it states is no fault: on a Gaussian S is a parabola in the flow and sigma frames, where the midpoint rule
   happens to be of order 3.
 * **Stochastic: its limit.** On Gaussian data a step is affine in the state and in its normal draws, so a whole run is
 
