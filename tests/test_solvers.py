@@ -316,7 +316,11 @@ def test_whole_runs_converge_from_noise_to_data(solver, schedule):
 @each_solver
 @each_schedule
 def test_a_denoiser_that_always_says_the_same_is_reached_exactly(solver, schedule):
-    """Whatever the path, the last step is to x_0 itself: no noise is left, also where sigma(0) > 0."""
+    """Whatever the path, the last step is to x_0 itself: no noise is left, also where sigma(0) > 0.
+
+    A multistep method's is, because the path to a fixed x_0 is straight and its slope never changes; in the angle and
+    time frames earlier steps curve it a little, and the rest vanishes with the method's order.
+    """
     process = Gaussian(schedule)
     point = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
 
@@ -327,10 +331,16 @@ def test_a_denoiser_that_always_says_the_same_is_reached_exactly(solver, schedul
         def __call__(self, x_t, t, condition=None):
             return Prediction(point.expand_as(x_t), "x0", x_t, process.level(t), process)
 
-    levels = UniformGrid(0.9).levels(process, 7)
-    x = 3 * Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
-    got = integrate(Says(), solver, levels, x, Noise(0, 5))
-    assert torch.allclose(got, point.expand_as(got), atol=1e-9)
+    def gap(steps):
+        levels = UniformGrid(0.9).levels(process, steps)
+        x = 3 * Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
+        return float((integrate(Says(), solver, levels, x, Noise(0, 5)) - point).abs().max())
+
+    if isinstance(solver, Adams) and solver.frame in ("angle", "time"):
+        assert gap(28) < gap(7) / 4**solver.start_order + 1e-9
+        assert gap(28) < 1e-3
+    else:
+        assert gap(7) < 1e-9
 
 
 # -- one number, two solvers -----------------------------------------------------------------------------------------
@@ -375,7 +385,7 @@ def test_sampling_does_not_depend_on_the_row_the_network_speaks_in():
             return Prediction(said.to(self.kind), self.kind, x_t, said.level, process)
 
     x = Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
-    for solver in (DDIM(), Heun(), DPMpp2M(), Ancestral(), EDMSolver()):
+    for solver in (DDIM(), Heun(), DPMpp2M(), Ancestral(), EDMSolver(), Adams(), DPMppS(), UniPC(), PLMS()):
         levels = FlowGrid().levels(process, 8)
         want = integrate(exact, solver, levels, x, Noise(1, 5))
         for kind in ("eps", "v", "velocity", "score", "edm"):
@@ -519,7 +529,8 @@ def test_a_sample_of_64_is_the_sample_alone(solver, index, seed):
     assert many.shape == (64, 3, 2, 2)
     assert many.dtype == torch.float32
     assert not many.requires_grad
-    assert apart(many[index : index + 1], one) < 1e-5
+    # rounding in float32, which a step in eps multiplies by alpha_s / alpha_t, some 15 in the first one here
+    assert apart(many[index : index + 1], one) < 3e-5
     draws = [
         process.prior(torch.empty(n, 3, 2, 2), noise)
         for n, noise in ((64, Noise(seed, 64)), (1, Noise(seed, [index])))
@@ -551,7 +562,7 @@ def test_steps_and_prior_do_not_share_their_noise():
 def test_eight_threads_share_one_solver_and_one_denoiser():
     process = Gaussian(Linear())
     denoiser, gate = Denoiser(Small(), process), threading.Barrier(8)
-    for solver in (DPMpp2M(), Heun(), Ancestral(), EDMSolver()):
+    for solver in (DPMpp2M(), Heun(), Ancestral(), EDMSolver(), Adams(), UniPC(), PNDM()):
         levels = FlowGrid().levels(process, 12)
 
         def work(seed, solver=solver, levels=levels, wait=True):

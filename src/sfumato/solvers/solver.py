@@ -29,7 +29,8 @@ with a g that varies slowly, and integrate the exponential exactly:
 A step to clean data is made in the flow frame whatever the frame, which makes it x_0 itself: Euler's in `angle` would
 leave some of the noise, and in `time` most of it, since sigma' is infinite at the end of many schedules. So is one to
 a level beyond the schedule's end, where all levels have the time 0, and an exponential one from pure noise, where l is
-infinite too.
+infinite too. A multistep method keeps its order there: u = 0 is an ordinary point of that frame, and the polynomial
+through the last slopes ends closer to the data than x_0 as it was last said.
 """
 
 from __future__ import annotations
