@@ -38,18 +38,27 @@ from sfumato.processes import (
 )
 from sfumato.solvers import (
     DDIM,
+    DEIS,
     GRIDS,
+    PLMS,
+    PNDM,
     SOLVERS,
+    Adams,
     AdamsMoulton,
     Ancestral,
     DPMpp2M,
+    DPMpp3M,
+    DPMppS,
+    DPMSolver,
     EDMSolver,
     Euler,
     FlowGrid,
     Heun,
     KarrasGrid,
     LogSNRGrid,
+    RungeKutta,
     UniformGrid,
+    UniPC,
     build_grid,
     build_solver,
     check_solver,
@@ -57,18 +66,36 @@ from sfumato.solvers import (
     sample,
 )
 from sfumato.solvers.laws import (
+    SMOOTH,
+    STEPS,
     fitted_order,
+    fitting,
     gaussian_errors,
     interior_levels,
     output_law,
-    range_for,
-    steps_for,
 )
 from sfumato.solvers.runge_kutta import heun_step
 from sfumato.solvers.solver import FRAMES, frame_at
 
-ADAMS = [AdamsMoulton(2, 0), AdamsMoulton(2, 3), AdamsMoulton(4, 5), AdamsMoulton(3, 4, "flow")]
-DETERMINISTIC = [DDIM(), *map(Euler, FRAMES), *map(Heun, FRAMES), DPMpp2M(), EDMSolver(churn=0.0), *ADAMS]
+DETERMINISTIC = [
+    *(DDIM(), *map(Euler, FRAMES), *map(Heun, FRAMES), DPMpp2M(), EDMSolver(churn=0.0)),
+    *(
+        Adams(4),
+        Adams(2, "sigma"),
+        Adams(3, "angle"),
+        Adams(3, "x0-exponential"),
+        Adams(3, "eps-exponential"),
+    ),
+    *(AdamsMoulton(2, 0), AdamsMoulton(2, 3), AdamsMoulton(4, 5), AdamsMoulton(3, 4, "flow")),
+    *(DEIS(2), DPMSolver(2), DPMSolver(3), DPMppS(2), DPMppS(3), DPMpp3M()),
+    *(UniPC(1, "bh1"), UniPC(2), UniPC(3), UniPC(3, corrector=False), PNDM(), PLMS()),
+    *(
+        RungeKutta("midpoint"),
+        RungeKutta("ralston", "sigma"),
+        RungeKutta("kutta3", "angle"),
+        RungeKutta("rk4"),
+    ),
+]
 STOCHASTIC = [DDIM(eta=1.0), DDIM(eta=0.5), Ancestral(), Ancestral("chain"), EDMSolver()]
 SCHEDULES = [Flow(), Linear(), Cosine(), EDM(), ZeroTerminalSNR(), SubVP(), Shifted(VE(), 0.5)]
 
@@ -204,7 +231,7 @@ class Divides(DPMpp2M):
     [
         (Lopsided(), "3 a step|evaluations"),
         (LopsidedOnce(), "order 2 but .* order 1"),
-        (WrongSlope(), "order 2 but .* order [01]"),
+        (WrongSlope(), "order 2 but .* order 1"),
         (TooNoisy(), "misses the law"),
         (Remembers(), "changed by a run"),
         (Leaks(), "in turns"),
@@ -234,14 +261,18 @@ def test_check_solver_wants_a_frozen_dataclass():
 @each_schedule
 @each_deterministic
 def test_the_order_on_a_gaussian_is_the_stated_one(solver, schedule):
-    steps = steps_for(solver.order)
-    errors = gaussian_errors(solver, schedule, steps)
-    assert fitted_order(steps, errors) == pytest.approx(solver.order, abs=0.15), errors
+    grid, steps = fitting(solver)
+    order = fitted_order(steps, errors := gaussian_errors(solver, schedule, steps, grid))
+    assert order > solver.order - 0.15, errors
+    # the midpoint rule owes a Gaussian nothing at h^2 in these frames, and Kutta's little: see the mixture's test
+    assert order < solver.order + 0.15 or isinstance(solver, RungeKutta), errors
+    if solver.start_order < solver.order:  # and a run of equal steps falls short as it says
+        assert fitted_order(STEPS, gaussian_errors(solver, schedule)) > solver.start_order - 0.15
 
 
 @pytest.fixture(scope="module")
 def reference():
-    """By range of u, y at its ends on the mixture's flow: one curve for all schedules, y = x / (alpha + sigma)."""
+    """y at the start, and at the end of each piece of u, on the mixture's flow: one curve, y = x / (alpha + sigma)."""
     model = hills(Gaussian(Flow()))
     start = Noise(3, 6).normal(torch.empty(6, 2, dtype=torch.float64))
 
@@ -250,21 +281,22 @@ def reference():
         return model(x, float(u)).combine(-1.0, 1.0).numpy().ravel()
 
     ends = {}
-    for piece in map(range_for, (1, 4)):
+    for piece in ((0.9, 0.1), SMOOTH):
         got = solve_ivp(slope, piece, start.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-13)
-        ends[piece] = start, torch.from_numpy(got.y[:, -1].reshape(6, 2))
-    return ends
+        ends[piece] = torch.from_numpy(got.y[:, -1].reshape(6, 2))
+    return start, ends
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Linear(), EDM()], ids=name)
 @each_deterministic
 def test_the_order_on_a_mixture_is_the_stated_one(solver, schedule, reference):
-    piece = range_for(solver.order)
-    first, last = reference[piece]
+    first, ends = reference
+    last = ends[(0.9, 0.1) if solver.order <= 3 else SMOOTH]
     model = hills(Gaussian(schedule))
-    steps, errors = (32, 64, 128) if solver.order <= 3 else (128, 256, 512), []
+    grid, steps = fitting(solver)
+    steps, errors = (32, 64, 128) if grid is interior_levels else steps, []
     for count in steps:
-        levels = interior_levels(model.process, count, *piece, solver.multistep)
+        levels = grid(model.process, count)
         scales = [level.alpha + level.sigma for level in (levels[0], levels[-1])]
         x = integrate(model, solver, levels, scales[0] * first, Noise(0, 6))
         errors.append(float((x / scales[1] - last).square().mean().sqrt()))
@@ -295,13 +327,15 @@ def test_whole_runs_converge_from_noise_to_data(solver, schedule):
 
 
 @pytest.mark.parametrize(
-    "solver",
-    [each for each in DETERMINISTIC + STOCHASTIC if getattr(each, "kind", "") != "adams-moulton"],
-    ids=name,
+    "solver", [each for each in DETERMINISTIC + STOCHASTIC if not isinstance(each, AdamsMoulton)], ids=name
 )
 @each_schedule
 def test_a_denoiser_that_always_says_the_same_is_reached_exactly(solver, schedule):
-    """Whatever the path, the last step is to x_0 itself: no noise is left, also where sigma(0) > 0."""
+    """Whatever the path, the last step is to x_0 itself: no noise is left, also where sigma(0) > 0.
+
+    A multistep method's is, because the path to a fixed x_0 is straight and its slope never changes; in the angle and
+    time frames earlier steps curve it a little, and the rest vanishes with the method's order.
+    """
     process = Gaussian(schedule)
     point = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
 
@@ -312,10 +346,16 @@ def test_a_denoiser_that_always_says_the_same_is_reached_exactly(solver, schedul
         def __call__(self, x_t, t, condition=None):
             return Prediction(point.expand_as(x_t), "x0", x_t, process.level(t), process)
 
-    levels = UniformGrid(0.9).levels(process, 7)
-    x = 3 * Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
-    got = integrate(Says(), solver, levels, x, Noise(0, 5))
-    assert torch.allclose(got, point.expand_as(got), atol=1e-9)
+    def gap(steps):
+        levels = UniformGrid(0.9).levels(process, steps)
+        x = 3 * Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
+        return float((integrate(Says(), solver, levels, x, Noise(0, 5)) - point).abs().max())
+
+    if isinstance(solver, Adams) and solver.frame in ("angle", "time"):
+        assert gap(28) < gap(7) / 4**solver.start_order + 1e-9
+        assert gap(28) < 1e-3
+    else:
+        assert gap(7) < 1e-9
 
 
 @pytest.mark.parametrize("orders", [(2, 0), (2, 3), (4, 5)])
@@ -377,7 +417,7 @@ def test_sampling_does_not_depend_on_the_row_the_network_speaks_in():
             return Prediction(said.to(self.kind), self.kind, x_t, said.level, process)
 
     x = Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
-    for solver in (DDIM(), Heun(), DPMpp2M(), Ancestral(), EDMSolver()):
+    for solver in (DDIM(), Heun(), DPMpp2M(), Ancestral(), EDMSolver(), Adams(), DPMppS(), UniPC(), PLMS()):
         levels = FlowGrid().levels(process, 8)
         want = integrate(exact, solver, levels, x, Noise(1, 5))
         for kind in ("eps", "v", "velocity", "score", "edm"):
@@ -510,12 +550,7 @@ def test_many_steps_draw_from_the_data(solver):
 @each_solver
 def test_a_sample_of_64_is_the_sample_alone(solver, index, seed):
     process = Gaussian(Linear(), 0.7)
-    network = Small()
-    with torch.no_grad():
-        network.last /= (
-            3  # an untrained field spreads rounding as no trained one does; a gentler one spreads it less
-        )
-    denoiser = ClassifierFree(Denoiser(network, process), 1.5, 3)
+    denoiser = ClassifierFree(Denoiser(Small(), process), 1.5, 3)
     labels = torch.arange(64) % 3
     levels = FlowGrid(0.98).levels(process, 4)
     arguments = {"solver": solver, "levels": levels}
@@ -526,7 +561,8 @@ def test_a_sample_of_64_is_the_sample_alone(solver, index, seed):
     assert many.shape == (64, 3, 2, 2)
     assert many.dtype == torch.float32
     assert not many.requires_grad
-    assert apart(many[index : index + 1], one) < 1e-5
+    # rounding in float32, which a step in eps multiplies by alpha_s / alpha_t, some 15 in the first one here
+    assert apart(many[index : index + 1], one) < 3e-5
     draws = [
         process.prior(torch.empty(n, 3, 2, 2), noise)
         for n, noise in ((64, Noise(seed, 64)), (1, Noise(seed, [index])))
@@ -558,7 +594,7 @@ def test_steps_and_prior_do_not_share_their_noise():
 def test_eight_threads_share_one_solver_and_one_denoiser():
     process = Gaussian(Linear())
     denoiser, gate = Denoiser(Small(), process), threading.Barrier(8)
-    for solver in (DPMpp2M(), Heun(), Ancestral(), EDMSolver()):
+    for solver in (DPMpp2M(), Heun(), Ancestral(), EDMSolver(), Adams(), UniPC(), PNDM()):
         levels = FlowGrid().levels(process, 12)
 
         def work(seed, solver=solver, levels=levels, wait=True):
@@ -703,7 +739,7 @@ def test_lists_of_levels_that_go_wrong_are_refused():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: build_solver("dpm++"), r"did you mean 'dpm\+\+2m'"),
+        (lambda: build_solver("dpm++"), r"did you mean 'dpm\+\+"),
         (lambda: build_solver("ddim", etta=1.0), "did you mean 'eta'"),
         (lambda: DDIM(eta=1.5), r"\[0, 1\]"),
         (lambda: DDIM(eta=math.nan), r"\[0, 1\]"),

@@ -6,9 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import SolverError, choose
+from .adams import DEIS, Adams, adams_weights
 from .adams_moulton import AdamsMoulton
 from .ancestral import DDIM, Ancestral
-from .dpm import DPMpp2M
+from .dpm import DPMpp2M, DPMpp3M, DPMppS, DPMSolver
 from .grid import (
     GRIDS,
     AngleGrid,
@@ -23,11 +24,17 @@ from .grid import (
     check_levels,
 )
 from .laws import check_solver
-from .runge_kutta import EDMSolver, Euler, Heun
-from .solver import FRAMES, Callback, Solver, integrate, sample
+from .pndm import PLMS, PNDM
+from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
+from .solver import FRAMES, RATES, Callback, Solver, integrate, sample, steps_within
+from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
-    cls.kind: cls for cls in (AdamsMoulton, Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+    cls.kind: cls
+    for cls in (
+        *(AdamsMoulton, Ancestral, DDIM, Euler, Heun, RungeKutta, EDMSolver),
+        *(Adams, DEIS, DPMSolver, DPMppS, DPMpp2M, DPMpp3M, UniPC, PNDM, PLMS),
+    )
 }
 
 
@@ -41,15 +48,24 @@ def build_solver(kind: str, **config: Any) -> Solver:
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "FRAMES",
     "GRIDS",
+    "PLMS",
+    "PNDM",
+    "RATES",
     "SOLVERS",
+    "TABLEAUX",
+    "Adams",
     "AdamsMoulton",
     "Ancestral",
     "AngleGrid",
     "Callback",
     "CosineGrid",
+    "DPMSolver",
     "DPMpp2M",
+    "DPMpp3M",
+    "DPMppS",
     "EDMSolver",
     "Euler",
     "FlowGrid",
@@ -58,12 +74,17 @@ __all__ = [
     "KarrasGrid",
     "LogSNRGrid",
     "QuadraticGrid",
+    "RungeKutta",
     "Solver",
+    "Tableau",
+    "UniPC",
     "UniformGrid",
+    "adams_weights",
     "build_grid",
     "build_solver",
     "check_levels",
     "check_solver",
     "integrate",
     "sample",
+    "steps_within",
 ]

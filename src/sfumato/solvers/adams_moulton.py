@@ -63,7 +63,6 @@ class AdamsMoulton(Solver):
     """
 
     kind: ClassVar[str] = "adams-moulton"
-    multistep: ClassVar[bool] = True
     predictor: int | None = None
     corrector: int | None = None
     frame: str = "mixed"
@@ -83,6 +82,10 @@ class AdamsMoulton(Solver):
     def order(self) -> int:  # type: ignore[override]
         predictor, corrector = self._orders(MANY)
         return min(predictor + 1, corrector) if corrector else predictor
+
+    @property
+    def start_order(self) -> int:
+        return min(self.order, 2)
 
     def within(self, steps: int) -> AdamsMoulton:
         predictor, corrector = self._orders(steps)

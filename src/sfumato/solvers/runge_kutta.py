@@ -1,13 +1,28 @@
-"""One- and two-stage solvers of the probability-flow ODE: Euler, Heun, and EDM's Heun with churn.
+"""Runge-Kutta solvers of the probability-flow ODE: any explicit tableau, Euler and Heun, and EDM's Heun with churn.
 
-In a frame (see `solver`) the ODE is dy/du = g(y, u), and with h = u_s - u_t
+In a frame (see `solver`) the ODE is dy/du = g(y, u). With h = u_s - u_t a tableau (a, b), c_i = sum_j a_ij, says
+
+    g_i = g(y_t + h sum_j a_ij g_j, u_t + c_i h),        y_s = y_t + h sum_i b_i g_i,
+
+one evaluation a stage. It is of order p if its sums agree with the Taylor series of every ODE up to h^p (Butcher 1963):
+
+    1: sum b = 1       2: b.c = 1/2       3: b.c^2 = 1/3, b.a.c = 1/6
+    4: b.c^3 = 1/4,    b.(c * (a.c)) = 1/8,     b.a.c^2 = 1/12,      b.a.a.c = 1/24
+
+which is checked when a tableau is made.
 
     Euler   y_s = y_t + h g_t                                  order 1, one evaluation
     Heun    y_s = y_t + h (g_t + g(y_t + h g_t, u_s)) / 2      order 2, two evaluations
 
-The last step, to sigma = 0, is Euler's: there is nothing left to evaluate at. EDM (Karras et al. 2022, alg. 2) first
-raises the noise from sigma/alpha to (1 + gamma) sigma/alpha by adding fresh noise, then makes a Heun step down from
-there; gamma = min(churn, sqrt(2) - 1) inside [s_min, s_max], where churn is Karras et al.'s S_churn / N.
+**The last step**, to sigma = 0, is made in the flow frame, and never asks the denoiser there, where a prediction of x0
+is the state itself and networks are not trained. A method with a stage at the end of the step makes this one by one
+of one order less whose stages keep clear of the end, and of one evaluation less: Heun by Euler, Kutta's third order by
+the midpoint rule, the classical fourth by Ralston's third. One step of local error h^p does not lower the order p of a
+run. The others (midpoint, Ralston) have no stage there and need no change.
+
+EDM (Karras et al. 2022, alg. 2) first raises the noise from sigma/alpha to (1 + gamma) sigma/alpha by adding fresh
+noise, then makes a Heun step down from there; gamma = min(churn, sqrt(2) - 1) inside [s_min, s_max], where churn is
+Karras et al.'s S_churn / N.
 """
 
 from __future__ import annotations
@@ -16,12 +31,125 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import SolverError, choose
 from ..noise import Draws
-from ..processes import Gaussian, Level
-from .solver import FRAMES, Denoise, Solver, euler_step, frame_at, frame_to
+from ..processes import Gaussian, Level, Prediction
+from .solver import FRAMES, Denoise, Solver, euler_step, frame_at, frame_to, level_in
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: row i of `a` has i entries, `b` one a stage.
+
+    order: up to 4, which it must have. last: the tableau for a step to clean data, if this one asks at the step's end.
+    Raises SolverError for rows of the wrong length, or an order condition that fails, naming it.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    last: str = ""
+
+    def __post_init__(self) -> None:
+        stages = len(self.b)
+        if [len(row) for row in self.a] != list(range(stages)):
+            raise SolverError(f"an explicit tableau of {stages} stages has rows of 0 to {stages - 1} entries")
+        if not 1 <= self.order <= 4:
+            raise SolverError(f"tableaux are checked up to order 4, not {self.order!r}")
+        a = np.array([[*row, *[0.0] * (stages - len(row))] for row in self.a])
+        b, c = np.array(self.b), a.sum(1)
+        sums = {
+            "sum b = 1": (1, b.sum() - 1),
+            "b.c = 1/2": (2, b @ c - 1 / 2),
+            "b.c^2 = 1/3": (3, b @ c**2 - 1 / 3),
+            "b.a.c = 1/6": (3, b @ a @ c - 1 / 6),
+            "b.c^3 = 1/4": (4, b @ c**3 - 1 / 4),
+            "b.(c a.c) = 1/8": (4, b @ (c * (a @ c)) - 1 / 8),
+            "b.a.c^2 = 1/12": (4, b @ a @ c**2 - 1 / 12),
+            "b.a.a.c = 1/24": (4, b @ a @ a @ c - 1 / 24),
+        }
+        for condition, (order, gap) in sums.items():
+            if order <= self.order and abs(gap) > 1e-12:
+                raise SolverError(
+                    f"a tableau of order {self.order} has {condition}; here it is off by {gap:.3g}"
+                )
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """Where in the step each stage asks: 0 its start, 1 its end."""
+        return tuple(sum(row) for row in self.a)
+
+
+TABLEAUX = {
+    "euler": Tableau(((),), (1.0,), 1),
+    "heun": Tableau(((), (1.0,)), (1 / 2, 1 / 2), 2, "euler"),
+    "midpoint": Tableau(((), (1 / 2,)), (0.0, 1.0), 2),
+    "ralston": Tableau(((), (2 / 3,)), (1 / 4, 3 / 4), 2),
+    "kutta3": Tableau(((), (1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), 3, "midpoint"),
+    "ralston3": Tableau(((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), 3),
+    "rk4": Tableau(
+        ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, "ralston3"
+    ),
+}
+
+
+def rk_step(
+    tableau: Tableau, frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level
+) -> tuple[Tensor, Prediction]:
+    """x_s by one step of a tableau in a frame, and what the denoiser said at t."""
+    frame = frame_to(frame, t, s)
+    if s.sigma == 0 and tableau.last:
+        tableau = TABLEAUX[tableau.last]
+    c, start, a, b = frame_at(frame, process, t)
+    c_end, end, _, _ = frame_at(frame, process, s)
+    h = end - start
+
+    def move(to: float, row: tuple[float, ...]) -> Tensor:
+        out = (to / c) * x
+        for weight, slope in zip(row, slopes, strict=True):
+            out = torch.add(out, slope, alpha=to * h * weight) if weight else out
+        return out
+
+    first = denoise(x, t)
+    slopes = [first.combine(a, b)]
+    for share, row in list(zip(tableau.c, tableau.a, strict=True))[1:]:
+        level = s if share == 1 else level_in(frame, process, start + share * h)
+        here, _, a, b = frame_at(frame, process, level)
+        slopes.append(denoise(move(here, row), level).combine(a, b))
+    return move(c_end, tableau.b), first
+
+
+@dataclass(frozen=True)
+class RungeKutta(Solver):
+    """An explicit Runge-Kutta method in a frame. method: midpoint, ralston, kutta3, ralston3, rk4 (TABLEAUX)."""
+
+    kind: ClassVar[str] = "runge-kutta"
+    method: str = "rk4"
+    frame: str = "flow"
+
+    def __post_init__(self) -> None:
+        choose(self.method, TABLEAUX, "Runge-Kutta method", SolverError)
+        choose(self.frame, FRAMES, "frame", SolverError)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return TABLEAUX[self.method].order
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        return len(TABLEAUX[self.method].b)
+
+    def cost(self, steps: int) -> int:
+        return steps * self.evaluations - bool(TABLEAUX[self.method].last)
+
+    def step(
+        self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
+    ) -> tuple[Tensor, Any]:
+        return rk_step(TABLEAUX[self.method], self.frame, denoise, process, x, t, s)[0], None
 
 
 @dataclass(frozen=True)
@@ -52,6 +180,9 @@ class Heun(Solver):
     def __post_init__(self) -> None:
         choose(self.frame, FRAMES, "frame", SolverError)
 
+    def cost(self, steps: int) -> int:
+        return 2 * steps - 1
+
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
@@ -60,7 +191,7 @@ class Heun(Solver):
 
 def heun_step(frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level) -> Tensor:
     """x_s by one Heun step in a frame, Euler's where s is clean."""
-    frame = frame_to(frame, s)
+    frame = frame_to(frame, t, s)
     x_s, slope = euler_step(frame, denoise, process, x, t, s)
     if s.sigma == 0:
         return x_s
@@ -94,6 +225,9 @@ class EDMSolver(Solver):
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.churn > 0
+
+    def cost(self, steps: int) -> int:
+        return 2 * steps - 1  # one less where the first step is from pure noise, which is DDIM's
 
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws

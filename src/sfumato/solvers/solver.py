@@ -22,9 +22,17 @@ with k = (alpha^2 + sigma^2) / (alpha + sigma)^2. `flow`, `angle` and `mixed` ar
 included. One Euler step in `flow` or `sigma` is DDIM; higher orders differ, because a polynomial in one u is not one in
 another.
 
+Exponential integrators take the half-log-SNR u = l = log(alpha / sigma) for the coordinate, where dy/du = e^(rate u) g
+with a g that varies slowly, and integrate the exponential exactly:
+
+    x0-exponential   c = sigma   rate = 1    g = x_0     Lu et al. 2022b, eq. 8 (DPM-Solver++)
+    eps-exponential  c = alpha   rate = -1   g = -eps    Lu et al. 2022a, prop. 3.1 (DPM-Solver)
+
 A step to clean data is made in the flow frame whatever the frame, which makes it x_0 itself: Euler's in `angle` would
 leave some of the noise, and in `time` most of it, since sigma' is infinite at the end of many schedules. So is one to
-a level beyond the schedule's end, where all levels have the time 0.
+a level beyond the schedule's end, where all levels have the time 0, and an exponential one from pure noise, where l is
+infinite too. A multistep method keeps its order there: u = 0 is an ordinary point of that frame, and the polynomial
+through the last slopes ends closer to the data than x_0 as it was last said.
 """
 
 from __future__ import annotations
@@ -46,23 +54,37 @@ from .grid import check_levels
 Denoise = Callable[[Tensor, Level], Prediction]
 Callback = Callable[[int, int, Tensor, Prediction | None], None]
 FRAMES = ("flow", "sigma", "angle", "mixed", "time")
+RATES = {"x0-exponential": 1.0, "eps-exponential": -1.0}  # of the exponential frames
 
 
 @dataclass(frozen=True)
 class Solver:
     """Base of the solvers.
 
-    order: the global order of its error in the step size, which the tests fit. evaluations: of the denoiser, a step.
-    multistep: whether it has that order only once it remembers enough steps. stochastic: whether it draws noise on the
-    way. serves: the processes it can solve.
+    order: the global order of its error in the step size, which the tests fit. evaluations: of the denoiser, a step
+    once under way (`cost` counts a whole run). least_steps: the shortest run that its warm-up allows.
+    stochastic: whether it draws noise on the way. serves: the processes it can solve.
     """
 
     kind: ClassVar[str] = ""
     order: ClassVar[int] = 1
     evaluations: ClassVar[int] = 1
-    multistep: ClassVar[bool] = False
+    least_steps: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     serves: ClassVar[tuple[type, ...]] = (Gaussian,)
+
+    @property
+    def start_order(self) -> int:
+        """The order of a whole run of equal steps: below `order` where a memory that fills makes the first steps worse.
+
+        One first step of order 1 costs an error h^2 once, so no such run is of an order above 2, whatever `order` is;
+        a run whose first steps are short, or whose start is smooth, need not notice.
+        """
+        return self.order
+
+    def cost(self, steps: int) -> int:
+        """The evaluations of a run of so many steps to clean data."""
+        return steps * self.evaluations
 
     def within(self, steps: int) -> Solver:
         """The solver for a run of so many steps: itself, unless a setting is left to be chosen by their number."""
@@ -103,22 +125,36 @@ def frame_at(frame: str, process: Gaussian, level: Level) -> tuple[float, float,
         return c, math.atan2(sigma, alpha), -k, k
     if frame == "time":
         return 1.0, level.time, *process.rates(level)
+    if frame in RATES:
+        half = level.log_snr / 2
+        return (sigma, half, 1.0, 0.0) if frame == "x0-exponential" else (alpha, half, 0.0, -1.0)
     choose(frame, FRAMES, "frame", SolverError)
     if alpha == 0:
         raise SolverError("the sigma frame has no point where alpha = 0: use the flow or angle frame there")
     return alpha, sigma / alpha, 0.0, 1.0
 
 
-def frame_to(frame: str, s: Level) -> str:
-    """The frame in which a step to s is made: the one asked for, but for clean data and the end of time."""
-    return "flow" if s.sigma == 0 or (frame == "time" and s.time == 0) else frame
+def frame_to(frame: str, t: Level, s: Level) -> str:
+    """The frame in which a step from t to s is made: the one asked for, but at the ends where that has none."""
+    ends = s.sigma == 0 or (frame == "time" and s.time == 0) or (frame in RATES and t.alpha == 0)
+    return "flow" if ends else frame
+
+
+def level_in(frame: str, process: Gaussian, u: float) -> Level:
+    """The level at coordinate u of a frame, inside its range."""
+    if frame == "time":
+        return process.level(u)
+    if frame in RATES:
+        return process.schedule.level_at(2 * u)
+    ratio = {"flow": u / (1 - u), "sigma": u, "angle": math.tan(u), "mixed": math.tan(u)}[frame]
+    return process.schedule.level_at(-2 * math.log(ratio))
 
 
 def euler_step(
     frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level
 ) -> tuple[Tensor, Tensor]:
     """x_s by one Euler step in a frame, and the slope dy/du it used."""
-    frame = frame_to(frame, s)
+    frame = frame_to(frame, t, s)
     c, u, a, b = frame_at(frame, process, t)
     c_end, u_end, *_ = frame_at(frame, process, s)
     slope = denoise(x, t).combine(a, b)
@@ -130,6 +166,31 @@ def check_served(solver: Solver, process: Any) -> None:
     if not isinstance(process, solver.serves):
         names = ", ".join(cls.__name__ for cls in solver.serves)
         raise SolverError(f"the {solver.kind} solver serves {names} processes, not {type(process).__name__}")
+
+
+def check_run(solver: Solver, process: Any, levels: Sequence[Level]) -> None:
+    """Raise SolverError unless the solver serves the process and the grid goes from noise to data in enough steps."""
+    check_served(solver, process)
+    check_levels(levels)
+    if len(levels) - 1 < solver.least_steps:
+        raise SolverError(
+            f"the {solver.kind} solver needs at least {solver.least_steps} steps for its warm-up, not {len(levels) - 1}"
+        )
+
+
+def steps_within(solver: Solver, evaluations: int) -> int:
+    """The most steps to clean data that so many evaluations of the model pay for.
+
+    Raises SolverError if they do not pay for the solver's shortest run.
+    """
+    steps = solver.least_steps
+    if solver.cost(steps) > evaluations:
+        raise SolverError(
+            f"the {solver.kind} solver needs at least {solver.cost(steps)} evaluations, not {evaluations}"
+        )
+    while solver.cost(steps + 1) <= evaluations:
+        steps += 1
+    return steps
 
 
 def integrate(
@@ -145,12 +206,11 @@ def integrate(
 
     noise: keyed by sample; step i of the loop draws from key i + 1 (key 0 is the prior's).
     callback(i, steps, x, prediction) sees the state after step i and the step's last prediction.
-    Raises SolverError for a process the solver does not serve, a grid that goes the wrong way, or a state that stops
-    being finite, naming the step.
+    Raises SolverError for a process the solver does not serve, a grid that goes the wrong way or is too short for the
+    solver's warm-up, or a state that stops being finite, naming the step.
     """
     process = denoiser.process
-    check_served(solver, process)
-    check_levels(levels)
+    check_run(solver, process, levels)
     steps, last = len(levels) - 1, None
 
     def denoise(x_t: Tensor, level: Level) -> Prediction:
@@ -188,8 +248,7 @@ def sample(
 
     like: a tensor whose dtype and device the samples take (float32 on the CPU without one).
     """
-    check_served(solver, denoiser.process)
-    check_levels(levels)
+    check_run(solver, denoiser.process, levels)
     base = torch.empty(0) if like is None else like
     x = base.new_empty(len(noise.indices), *shape)
     x = denoiser.process.prior(x, noise.at(0), levels[0])
