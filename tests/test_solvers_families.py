@@ -590,6 +590,54 @@ def test_a_tableau_is_believed_only_in_the_order_it_has(c):
         Tableau(((), (c,)), b, 3)
 
 
+def test_values_may_be_written_behind_the_name():
+    assert build_solver("adams:order=4,frame=angle") == Adams(4, "angle")
+    assert build_solver("unipc:corrector=false,variant=bh1", predictor=3) == UniPC(3, "bh1", False)
+    assert build_solver("ddim:eta=0.5") == DDIM(0.5)
+    assert build_solver("edm:churn=.1,s_max=2e1") == EDMSolver(0.1, s_max=20.0)
+    assert build_solver("heun:") == Heun()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("adams:order", "written adams:name=value,name=value, not 'order'"),
+        ("adams:ordr=3", "did you mean 'order'"),
+        ("adams:order=three", "whole number from 1 to 8, not 'three'"),
+        ("adams:order=3x", "'order=3x' is neither a number nor a word"),
+        ("ddim:eta=much", "ddim solver cannot be made of"),
+        ("adam:order=3", "did you mean 'adams'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(text, words):
+    with pytest.raises(SolverError, match=words):
+        build_solver(text)
+
+
+@pytest.mark.parametrize(
+    ("solver", "worth"),
+    [(Adams(2), 0.5), (Adams(3), 0.5), (Adams(3, "angle"), 0.5), (DEIS(2), 0.5), (UniPC(2), 1.1)],
+    ids=lambda value: None if isinstance(value, float) else name(value),
+)
+def test_the_last_step_at_full_order_is_worth_it(solver, worth):
+    """Against the usual last step, x_0 as it was last said: at 20 equal steps nearer to the end of the same path.
+
+    In the exponential frames, whose steps before it are the worst on such a grid, it neither helps nor harms much.
+    """
+    model = hills(Flow())
+    levels = FlowGrid(0.95).levels(model.process, 20)
+    seen = []
+
+    class Keeps(Counts):
+        def __call__(self, x_t, t, condition=None):
+            seen.append(super().__call__(x_t, t, condition))
+            return seen[-1]
+
+    exact = run(RungeKutta("rk4"), model, FlowGrid(0.95).levels(model.process, 200), 64)
+    full = run(solver, Keeps(model), levels, 64)
+    assert float((full - exact).norm()) < worth * float((seen[-1].x0 - exact).norm())
+
+
 def test_every_solver_is_made_again_from_what_it_writes():
     for solver in ALL:
         assert build_solver(**solver.to_json()) == solver

@@ -43,8 +43,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     steps
         Steps of the solver; more is better and slower.
     solver
-        A solver with its own settings, such as heun, dpm++2m, unipc or adams (a name that does not exist lists
-        them all); default: the model's own.
+        A solver's name, alone or with values: heun, dpm++2m, unipc, adams:order=4,frame=angle ... A name that does not
+        exist lists them all. Default: the model's own.
     grid
         One of uniform, quadratic, cosine, flow, log-snr or karras; default: the model's own.
     guidance

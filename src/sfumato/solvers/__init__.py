@@ -38,12 +38,35 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 
+def _value(item: str, text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    if not text[:1] or text[0] not in "-.0123456789":
+        return text
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        raise SolverError(f"{item!r} is neither a number nor a word") from None
+
+
 def build_solver(kind: str, **config: Any) -> Solver:
-    """A solver from its name and values."""
+    """A solver from its name and values, which may also be written behind the name: "adams:order=4,frame=angle".
+
+    Raises SolverError for a name or value that does not exist.
+    """
+    kind, _, text = kind.partition(":")
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise SolverError(f"a solver's values are written {kind}:name=value,name=value, not {item!r}")
+        config[name] = _value(item, value)
     cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
-    return cls(**config)
+    try:
+        return cls(**config)
+    except TypeError as error:  # a word compared with a number
+        raise SolverError(f"the {kind} solver cannot be made of {config}: {error}") from None
 
 
 __all__ = [

@@ -164,7 +164,10 @@ class Adams(Solver):
 
 @dataclass(frozen=True)
 class DEIS(Solver):
-    """The polynomial of a degree through eps in a variable: "time" (tAB-DEIS), "rho" or "log-rho"; order degree + 1."""
+    """The polynomial of a degree through eps in a variable, "time" (tAB-DEIS), "rho" or "log-rho"; order degree + 1.
+
+    In "time" the schedule must be smooth: over a table of levels, where rho(t) has kinks, high degrees lose order.
+    """
 
     kind: ClassVar[str] = "deis"
     degree: int = 2
