@@ -48,10 +48,9 @@ def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) 
     generator = np.random.Philox(0)
     state = generator.state
     inner = state["state"]
-    inner["counter"] = np.array([0, 0, stream, step], dtype=np.uint64)
+    inner["counter"] = (0, 0, stream, step)
     words = np.empty((len(keys), (count + 1) // 2), dtype=np.uint64)
-    for row, key in zip(words, keys, strict=True):
-        inner["key"] = np.array(key, dtype=np.uint64)
+    for row, inner["key"] in zip(words, keys, strict=True):
         generator.state = state
         row[:] = generator.random_raw(len(row))
     return words.view(np.uint32)[:, :count]
@@ -60,11 +59,20 @@ def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) 
 def _normals(words: np.ndarray) -> np.ndarray:
     """Box–Muller: (n, 2m) words to (n, 2m) standard normals in float32."""
     half = words.shape[1] // 2
+    # in place, since allocating costs as much as computing at these sizes
     # + 1/2 keeps the logarithm finite; the largest radius, at k = 0, is 6.7 standard deviations.
-    u = (words[:, :half].astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
-    angle = words[:, half:].astype(np.float32) * np.float32(2 * np.pi * 2.0**-32)
-    radius = np.sqrt(-2 * np.log(u))
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    radius = words[:, :half].astype(np.float32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2)
+    np.sqrt(radius, out=radius)
+    angle = words[:, half:].astype(np.float32)
+    angle *= np.float32(2 * np.pi * 2.0**-32)
+    values = np.empty(words.shape, dtype=np.float32)
+    np.multiply(radius, np.cos(angle), out=values[:, :half])
+    np.multiply(radius, np.sin(angle, out=angle), out=values[:, half:])
+    return values
 
 
 def _uint64(value: int, what: str) -> int:
