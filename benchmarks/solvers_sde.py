@@ -17,6 +17,8 @@ class Exact:
     def __call__(self, x_t, t, condition=None):
         level = self.process.level(t)
         return Prediction(self.denoiser(x_t, level.sigma), "x0", x_t, level, self.process)
+
+
 def run(denoiser, x, ends, sigmas, solver, seed=0):
     model = Exact(denoiser, ends[1], ends[0])
     levels = [*(model.process.schedule.level_at(-2 * math.log(s)) for s in sigmas), CLEAN]

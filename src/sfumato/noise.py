@@ -15,9 +15,9 @@ Two 32-bit words make two standard normals (Box & Muller, 1958):
 
 Draws are made in float32 on the CPU and then moved, so that they do not depend on the device either.
 
-**Brownian paths.** A solver that draws anew for each step sees another path on every grid. A path that is the same on all
-grids is a function W(q), and its value at any q >= 0 comes from a tree of keyed normals, after Levy: between two places
-a < b where W is known,
+**Brownian paths.** A solver that draws anew for each step sees another path on every grid. A path that is the same on
+all grids is a function W(q), and its value at any q >= 0 comes from a tree of keyed normals, after Lévy: between two
+places a < b where W is known,
 
     W(m) = W(a) + (m - a)/(b - a) (W(b) - W(a)) + sqrt((m - a)(b - m)/(b - a)) z(node),      z ~ N(0, 1).
 
@@ -70,9 +70,10 @@ def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) 
     generator = np.random.Philox(0)
     state = generator.state
     inner = state["state"]
-    inner["counter"] = (0, 0, stream, step)
+    inner["counter"] = np.array([0, 0, stream, step], dtype=np.uint64)
     words = np.empty((len(keys), (count + 1) // 2), dtype=np.uint64)
-    for row, inner["key"] in zip(words, keys, strict=True):
+    for row, key in zip(words, np.array(keys, dtype=np.uint64).reshape(-1, 2), strict=True):
+        inner["key"] = key
         generator.state = state
         row[:] = generator.random_raw(len(row))
     return words.view(np.uint32)[:, :count]
@@ -172,7 +173,7 @@ def _place(node: int, level: int) -> float:
 
 @dataclass(frozen=True)
 class Brownian:
-    """A Brownian motion W(q), q >= 0, W(0) = 0, for each sample: a function of (seed, index, stream, depth) and q alone.
+    """A Brownian motion W(q), q >= 0, W(0) = 0, for each sample: a function of (seed, index, stream, depth) and q.
 
     depth: how often the tree halves; places closer than one of its leaves are refused.
     Raises ValueError for a depth or a place out of range, and for an increment within one leaf.
@@ -200,17 +201,18 @@ class Brownian:
         """W(q), shaped like `like`, (batch, ...)."""
         leaf = self.leaf(q)
         met: dict[Any, Tensor] = {}
-        a, b = (0.0, torch.zeros_like(like)), (math.inf, torch.zeros_like(like))
+        value = torch.zeros_like(like)
+        a, b = (0.0, value), (math.inf, value)
         for level in range(self.depth + 1):
             node = leaf >> (self.depth - level)
             m = q if node == leaf else _place(node, level)
             key = (node, m, like.shape, like.dtype, like.device)
-            value = self._last.get(key)  # type: ignore[attr-defined]
-            if value is None:
+            known = self._last.get(key)  # type: ignore[attr-defined]
+            if known is None:
                 z = self.noise.normal(like, node, _TREE + self.stream)
                 w = (m - a[0]) / (b[0] - a[0])  # 0 where b is infinite, and the rest holds there, too
-                value = torch.lerp(a[1], b[1], w).add_(z, alpha=math.sqrt(max((m - a[0]) * (1 - w), 0.0)))
-            met[key] = value
+                known = torch.lerp(a[1], b[1], w).add_(z, alpha=math.sqrt(max((m - a[0]) * (1 - w), 0.0)))
+            met[key] = value = known
             a, b = (a, (m, value)) if q < m else ((m, value), b)
         # replaced whole: threads that share a path may make a value twice, but never see half a way
         object.__setattr__(self, "_last", met)
@@ -231,9 +233,9 @@ class Brownian:
 class Path:
     """In place of a `Noise`: step i of a run sees the increment of one Brownian path from times[i - 1] to times[i].
 
-    Divided by sqrt(times[i] - times[i - 1]), so that a solver finds the standard normals it asks for. Further streams are
-    further paths. Step 0 (the prior), uniforms, and a step to infinity, which is independent of all others, are the noise's own.
-    Raises ValueError unless times rise from 0 or above by more than a leaf.
+    It is divided by sqrt(times[i] - times[i - 1]), so that a solver finds the standard normals it asks for. Further
+    streams are further paths. Step 0 (the prior), uniforms, and a step to infinity, which is independent of all the
+    others, are the noise's own. Raises ValueError unless the times rise, each into another leaf of the tree.
     """
 
     noise: Noise
@@ -245,8 +247,8 @@ class Path:
         for start, stop in pairwise(times):
             if not tree.leaf(start) < tree.leaf(stop):
                 raise ValueError(
-                    f"the times of a path must rise by more than a leaf of its tree; from {start:.6g} to {stop:.6g} "
-                    f"they do not at depth {self.depth}"
+                    f"the times of a path must rise, each into another leaf of its tree; from {start:.6g} to "
+                    f"{stop:.6g} they do not at depth {self.depth}"
                 )
         object.__setattr__(self, "_trees", {0: tree})
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import SolverError, choose
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M
+from .euler_maruyama import EulerMaruyama
 from .grid import (
     GRIDS,
     CosineGrid,
@@ -22,10 +23,13 @@ from .grid import (
 )
 from .laws import check_solver
 from .runge_kutta import EDMSolver, Euler, Heun
+from .sa import SASolver
+from .sde_dpm import SDEDPMpp, brownian
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
 SOLVERS: dict[str, type[Solver]] = {
-    cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+    cls.kind: cls
+    for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver, EulerMaruyama, SDEDPMpp, SASolver)
 }
 
 
@@ -48,14 +52,18 @@ __all__ = [
     "DPMpp2M",
     "EDMSolver",
     "Euler",
+    "EulerMaruyama",
     "FlowGrid",
     "Grid",
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
     "QuadraticGrid",
+    "SASolver",
+    "SDEDPMpp",
     "Solver",
     "UniformGrid",
+    "brownian",
     "build_grid",
     "build_solver",
     "check_levels",

@@ -7,14 +7,16 @@ level, that answer joins the polynomial and the same step is made again, with th
     predict   x_s = F x_t + alpha_s sum_(j < p) w_j x_0(l_(t-j)) + deviation z
     correct   x_s = F x_t + alpha_s [w_+ x_0(x_s, l_s) + sum_(j < c) w_j x_0(l_(t-j))] + deviation z.
 
-The model is not asked again at the corrected state, so that a step costs one evaluation (PEC mode): the corrector of the
-step to t is applied when the model has been asked at t, at the start of the step from t. The step to clean data needs none.
+The model is not asked again at the corrected state, so that a step costs one evaluation (PEC mode): the corrector of
+the step to t is applied when the model has been asked at t, at the start of the step from t. The step to clean data
+needs none.
 
-tau is the rate of renewal, called eta elsewhere: 0 is the probability flow, 1 the chain's. It may hold in an interval of
-sigma / alpha only, as EDM's churn does. Each step takes the rate of the level it starts from.
+tau is the rate of renewal, called eta elsewhere: 0 is the probability flow, 1 the chain's. It may hold in an interval
+of sigma / alpha only, as EDM's churn does. Each step takes the rate of the level it starts from.
 
-**Order.** At tau = 0 it is min(p, c) + 1 with a corrector (p, c: levels that predictor and corrector look at), and p
-without one, both fitted in the tests. With noise the mean keeps that order, the variance has the second.
+**Order.** At tau = 0 it is min(p, c) + 1 with a corrector and p without; but the first steps, which have seen less,
+leave an error of the third and second order. With noise the variance of what Gaussian data become has the second order,
+but for p = 1 without a corrector, which has the first; so has any on one Brownian path.
 """
 
 from __future__ import annotations
@@ -23,15 +25,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import SolverError
 from ..noise import Draws
 from ..processes import Gaussian, Level
-from .sde_dpm import forget, step_weights
+from .sde_dpm import Seen, follow, forget
 from .solver import Denoise, Solver
-
-Seen = tuple[tuple[float, Tensor], ...]  # (log-SNR, x0), newest first
 
 
 class Made(NamedTuple):
@@ -41,14 +42,6 @@ class Made(NamedTuple):
     rate: float
     ends: tuple[Level, Level]
     rest: Tensor
-
-
-def adams(rate: float, t: Level, s: Level, seen: Seen) -> Tensor | float:
-    """alpha_s int k e^(-k (h - v)) p(v) dv for the polynomial p through what was seen, over the step from t to s."""
-    h = (s.log_snr - t.log_snr) / 2
-    used = [pair for pair in seen if math.isfinite(pair[0])] if math.isfinite(h) else seen[:1]
-    weights = step_weights(rate, h, [(log_snr - t.log_snr) / 2 for log_snr, _ in used])
-    return sum((s.alpha * weight) * x0 for weight, (_, x0) in zip(weights, used, strict=True))
 
 
 @dataclass(frozen=True)
@@ -93,12 +86,12 @@ class SASolver(Solver):
         if carry is not None:
             seen = (now, *carry.seen[: max(self.predictor, self.corrector) - 1])
             if self.corrector and math.isfinite(carry.ends[0].log_snr):
-                x = carry.rest + adams(carry.rate, *carry.ends, (now, *carry.seen[: self.corrector]))
+                before, here = carry.ends
+                x = follow(carry.rest, carry.rate, before, here, (now, *carry.seen[: self.corrector]))
         tau = self.tau if self.s_min * t.alpha <= t.sigma <= self.s_max * t.alpha else 0.0
         factor, deviation = forget(tau, t, s)
         rest = factor * x
         if deviation > 0:
-            rest = rest + deviation * noise.normal(x)
+            rest = torch.add(rest, noise.normal(x), alpha=deviation)
         rate = 1 + tau * tau
-        x = rest + adams(rate, t, s, seen[: self.predictor])
-        return x, Made(seen, rate, (t, s), rest)
+        return follow(rest, rate, t, s, seen[: self.predictor]), Made(seen, rate, (t, s), rest)
