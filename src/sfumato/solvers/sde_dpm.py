@@ -162,7 +162,7 @@ class SDEDPMpp(Solver):
         rate, used = 1 + self.eta**2, usable(t, s, seen)
         factor, deviation = forget(self.eta, t, s)
         x = factor * x
-        if len(used) == 2:
+        if self.points == 2 and len(used) == 2:
             slope = (s.log_snr - t.log_snr) / (t.log_snr - used[1][0])  # 1 / r
             mass = -s.alpha * math.expm1(-rate * (s.log_snr - t.log_snr) / 2)
             x = torch.add(x, used[0][1], alpha=mass * (1 + slope / 2))
