@@ -88,7 +88,8 @@ class SASolver(Solver):
             if self.corrector and math.isfinite(carry.ends[0].log_snr):
                 before, here = carry.ends
                 x = follow(carry.rest, carry.rate, before, here, (now, *carry.seen[: self.corrector]))
-        tau = self.tau if self.s_min * t.alpha <= t.sigma <= self.s_max * t.alpha else 0.0
+        ratio = t.sigma / t.alpha if t.alpha > 0 else math.inf
+        tau = self.tau if self.s_min <= ratio <= self.s_max else 0.0
         factor, deviation = forget(tau, t, s)
         rest = factor * x
         if deviation > 0:

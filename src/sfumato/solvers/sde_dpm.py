@@ -80,7 +80,11 @@ def _moments(y: float, count: int) -> list[float]:
         return moments
     # upwards the recursion would cancel here; downwards it is stable, from e^-y y sum_n y^n / (n! (n + j + 1))
     top = count - 1
-    moments = [math.exp(-y) * y * sum(y**n / (math.factorial(n) * (n + top + 1)) for n in range(17))]
+    term, series = 1.0, 1 / (top + 1)
+    for n in range(1, 17):
+        term *= y / n
+        series += term / (n + top + 1)
+    moments = [math.exp(-y) * y * series]
     for j in range(top, 0, -1):
         moments.append((1 - moments[-1]) * y / j)
     return moments[::-1]
