@@ -21,7 +21,18 @@ import torch
 
 from sfumato.denoisers import GaussianMixture
 from sfumato.processes import SCHEDULES, Gaussian, Schedule, ZeroTerminalSNR
-from sfumato.solvers import DDIM, Ancestral, DPMpp2M, EDMSolver, Euler, Heun, Solver
+from sfumato.solvers import (
+    DDIM,
+    Ancestral,
+    DPMpp2M,
+    EDMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    SASolver,
+    SDEDPMpp,
+    Solver,
+)
 from sfumato.solvers.laws import fitted_order, gaussian_errors, interior_levels, output_law
 from sfumato.solvers.solver import FRAMES
 
@@ -36,6 +47,10 @@ SOLVERS: dict[str, Solver] = {
     "ancestral, chain": Ancestral("chain"),
     "ddim, eta 0.5": DDIM(eta=0.5),
     "edm, S_churn 10": EDMSolver(churn=10.0, s_noise=1.0),
+    "sa, tau 0": SASolver(tau=0.0),
+    "sa": SASolver(),
+    "sde-dpm++": SDEDPMpp(),
+    "euler-maruyama": EulerMaruyama(),
 }
 
 
