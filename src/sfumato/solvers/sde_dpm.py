@@ -3,8 +3,7 @@
 With l = lambda / 2 = log(alpha / sigma), every eta >= 0 gives a process with the right marginals (Song et al. 2021;
 Xue et al. 2023, eq. 8): the probability flow and a share of Langevin's dynamics, which renews the noise at rate eta^2,
 
-    dx = [(sigma'/sigma) x + (1 + eta^2) alpha x_0(x, l)] dl + sqrt(2) eta sigma dw,     ' = d/dl,
-                                                                    less eta^2 x from the bracket.
+    dx = [(sigma'/sigma - eta^2) x + (1 + eta^2) alpha x_0(x, l)] dl + sqrt(2) eta sigma dw,     ' = d/dl.
 
 It is linear but for x_0, so that over a step of h = l_s - l_t, with the rate k = 1 + eta^2, it is solved exactly by
 
@@ -60,9 +59,7 @@ def step_weights(rate: float, h: float, nodes: Sequence[float]) -> list[float]:
         return moments
     places, weights = [node / h for node in nodes], []
     for own in places:
-        lagrange = [
-            1.0
-        ]  # coefficients, rising, of the polynomial that is 1 at its own place and 0 at the others
+        lagrange = [1.0]  # rising coefficients of the polynomial that is 1 at its own place, 0 at others
         for other in places:
             if other != own:
                 low, high = [-other * c for c in lagrange] + [0.0], [0.0, *lagrange]
