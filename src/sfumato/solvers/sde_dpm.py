@@ -17,7 +17,8 @@ bridge at eta = 0 and 1. The solver's own forms (Lu et al. 2022b, alg. 2, app. B
     order 2   D = x_0 + (x_0 - x_0_last) / 2r,   int = (1 - e^(-k h)) D      the line, taken at the middle of the step
     order 3   the parabola, integrated exactly
 
-differ in that: at order 2 the middle stands for the weighted mean, which is the same to the order of the method.
+differ in that: at order 2 the middle stands for the weighted mean, which is the same to the order of the method. (The
+3M of k-diffusion and diffusers gives the parabola's second difference half its weight in the integral.)
 
 **Ends.** From alpha = 0, h is infinite: x_t is forgotten, and x_0 with fresh noise takes its place, as in the chain. A
 level at infinity can hold no polynomial, so the next step starts from a constant. A step to sigma = 0 gives x_0.
