@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sfumato.noise import BatchNoise, Noise
+from sfumato.noise import BatchNoise, Brownian, Noise, Path
 
 big = st.integers(0, 2**64 - 1)
 key = st.integers(0, 2**32)
@@ -142,5 +145,97 @@ def test_batch_noise_is_a_function_of_its_key(seed, step, stream):
     ],
 )
 def test_a_wrong_key_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+# -- Brownian paths ------------------------------------------------------------------------------------------------
+
+place = st.floats(1e-6, 1e6)
+
+
+def brownian(rows=64, seed=3, depth=12, shape=()):
+    return Brownian(Noise(seed, rows), depth), torch.empty(rows, *shape, dtype=torch.float64)
+
+
+def leaves(tree, *places):
+    return len({tree.leaf(q) for q in places}) == len(places)
+
+
+@settings(max_examples=25)
+@given(places=st.lists(place, min_size=3, max_size=6, unique=True), seed=big, depth=st.integers(6, 30))
+def test_increments_add_up_wherever_an_interval_is_split(places, seed, depth):
+    tree, like = brownian(3, seed, depth, (2,))
+    places = sorted(places)
+    assume(leaves(tree, *places))
+    whole = tree.increment(like, places[0], places[-1])
+    parts = sum(tree.increment(like, a, b) for a, b in pairwise(places))
+    assert torch.allclose(whole, parts, rtol=0, atol=1e-12 * places[-1] ** 0.5)
+
+
+@settings(max_examples=15)
+@given(places=st.permutations([1e-5, 0.3, 0.31, 1.0, 2.5, 7.0, 4e4]), seed=big, row=st.integers(0, 8))
+def test_a_path_does_not_depend_on_the_order_of_asking_or_on_company(places, seed, row):
+    tree, like = brownian(9, seed, shape=(3,))
+    seen = {q: tree.at(like, q) for q in places}
+    alone = Brownian(Noise(seed, [row]), 12)
+    for q in sorted(places):
+        assert torch.equal(alone.at(like[:1], q), seen[q][row : row + 1])
+        assert torch.equal(tree.at(like, q), seen[q])
+
+
+def test_increments_are_independent_normals_of_the_length_s_variance():
+    tree, like = brownian(40, 9, shape=(500,))
+    n = like.numel()
+    # in different leaves, near and far, at nodes (1 is the root), in the middles of leaves and across the root
+    places = [0.0, 1e-4, 0.2, 0.2 + 0.003, 0.9, 1.0, 1.013, 1.03, 6.0, 6561.0, 2e4]
+    assert leaves(tree, *places)
+    unit = torch.stack([tree.increment(like, a, b).flatten() / (b - a) ** 0.5 for a, b in pairwise(places)])
+    covariance = unit @ unit.T / n
+    # standard errors sqrt(2/n) and sqrt(1/n); five of them, over 55 entries
+    assert torch.allclose(covariance, torch.eye(len(unit)).double(), atol=5 * (2 / n) ** 0.5)
+    assert float(unit.mean(1).abs().max()) < 5 / n**0.5
+    for row in unit:
+        assert stats.kstest(row.numpy(), "norm").pvalue > 1e-5
+
+
+def test_other_streams_seeds_and_draws_are_other_paths():
+    tree, like = brownian(1, 4, shape=(50_000,))
+    base = tree.at(like, 3.0).flatten() / 3**0.5
+    for other in (Brownian(Noise(5, 1)), Brownian(Noise(4, [1])), Brownian(Noise(4, 1), stream=1)):
+        assert abs(float((base * other.at(like, 3.0).flatten()).mean())) < 5 * 3**0.5 / 50_000**0.5
+    for step in range(4):
+        assert abs(float((base * Noise(4, 1).normal(like, step).flatten()).mean())) < 5 / 50_000**0.5
+    # the root's normal is W(1): it is drawn by its node, on a stream of its own
+    assert torch.equal(tree.at(like, 1.0), Noise(4, 1).normal(like, 1, 2**63))
+
+
+def test_a_path_gives_a_run_its_increments_and_leaves_the_rest_to_the_noise():
+    noise, like = Noise(8, 5), torch.empty(5, 2)
+    path = Path(noise, (0.0, 0.5, 2.0, math.inf))
+    tree = Brownian(noise)
+    assert path.indices == noise.indices
+    assert torch.equal(path.at(0).normal(like), noise.normal(like))
+    assert torch.allclose(path.at(2).normal(like), tree.increment(like, 0.5, 2.0) / 1.5**0.5)
+    assert torch.allclose(path.at(1).normal(like, 3), Brownian(noise, stream=3).at(like, 0.5) / 0.5**0.5)
+    assert torch.equal(path.at(3).normal(like), noise.normal(like, 3))
+    assert torch.equal(path.at(2).uniform(like), noise.uniform(like, 2))
+    assert path.at(2).normal(like.double()).dtype == torch.float64
+    assert path.at(2).normal(like.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Brownian(Noise(0, 2), 0), "depth"),
+        (lambda: Brownian(Noise(0, 2)).at(torch.empty(2), -1.0), "from 0 to below infinity"),
+        (lambda: Brownian(Noise(0, 2)).at(torch.empty(2), math.nan), "from 0 to below infinity"),
+        (lambda: Brownian(Noise(0, 2)).increment(torch.empty(2), 1.1, 1.1001), "greater depth"),
+        (lambda: Path(Noise(0, 2), (0.5, 0.2)), "must rise"),
+        (lambda: Path(Noise(0, 2), (0.5, 0.5001)), "another leaf"),
+        (lambda: Path(Noise(0, 2), (-1.0, 0.5)), "from 0"),
+    ],
+)
+def test_a_wrong_place_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -14,13 +14,27 @@ Two 32-bit words make two standard normals (Box & Muller, 1958):
     r = sqrt(-2 log u),  z1 = r cos(2 pi v),  z2 = r sin(2 pi v),   u = (k + 1/2) / 2^32, v = l / 2^32
 
 Draws are made in float32 on the CPU and then moved, so that they do not depend on the device either.
+
+**Brownian paths.** A solver that draws anew for each step sees another path on every grid. A path that is the same on
+all grids is a function W(q), and its value at any q >= 0 comes from a tree of keyed normals, after Lévy: between two
+places a < b where W is known,
+
+    W(m) = W(a) + (m - a)/(b - a) (W(b) - W(a)) + sqrt((m - a)(b - m)/(b - a)) z(node),      z ~ N(0, 1).
+
+The tree halves k in q = (k / (1 - k))^8 from (0, 1) on, which is (0, infinity) for q, `depth` times; the normal of the
+leaf that q falls into then serves at q itself. So no tree is stored, nothing depends on what was asked before, and
+increments add up. Nodes are exact, and so is the law of any number of places of which no two share a leaf (a leaf's own
+bridge has the right variance everywhere, and is independent of the others'); about q = 1 a leaf of depth 12 is 0.8 % of
+q. Places within one leaf are refused. What was met on the way to the last place is kept, since the next is near it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +48,14 @@ class Draws(Protocol):
 
     def normal(self, like: Tensor, stream: int = 0) -> Tensor: ...
     def uniform(self, like: Tensor, stream: int = 0) -> Tensor: ...
+
+
+class Keyed(Protocol):
+    """What the sampling loop asks of randomness: which samples it is for, and the draws of each step."""
+
+    @property
+    def indices(self) -> tuple[int, ...]: ...
+    def at(self, step: int) -> Draws: ...
 
 
 @runtime_checkable
@@ -50,21 +72,32 @@ def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) 
     inner = state["state"]
     inner["counter"] = np.array([0, 0, stream, step], dtype=np.uint64)
     words = np.empty((len(keys), (count + 1) // 2), dtype=np.uint64)
-    for row, key in zip(words, keys, strict=True):
-        inner["key"] = np.array(key, dtype=np.uint64)
+    for row, key in zip(words, np.array(keys, dtype=np.uint64).reshape(-1, 2), strict=True):
+        inner["key"] = key
         generator.state = state
         row[:] = generator.random_raw(len(row))
     return words.view(np.uint32)[:, :count]
 
 
 def _normals(words: np.ndarray) -> np.ndarray:
-    """Box–Muller: (n, 2m) words to (n, 2m) standard normals in float32."""
+    """Box–Muller: (n, 2m) words to (n, 2m) standard normals in float32, in the words' place.
+
+    In place throughout, since at the size of a batch of images allocating costs as much as computing.
+    """
     half = words.shape[1] // 2
     # + 1/2 keeps the logarithm finite; the largest radius, at k = 0, is 6.7 standard deviations.
-    u = (words[:, :half].astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
-    angle = words[:, half:].astype(np.float32) * np.float32(2 * np.pi * 2.0**-32)
-    radius = np.sqrt(-2 * np.log(u))
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    radius = words[:, :half].astype(np.float32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2)
+    np.sqrt(radius, out=radius)
+    angle = words[:, half:].astype(np.float32)
+    angle *= np.float32(2 * np.pi * 2.0**-32)
+    values = words.view(np.float32)
+    np.multiply(radius, np.cos(angle), out=values[:, :half])
+    np.multiply(radius, np.sin(angle, out=angle), out=values[:, half:])
+    return values
 
 
 def _uint64(value: int, what: str) -> int:
@@ -129,6 +162,124 @@ class StepNoise:
 
     def uniform(self, like: Tensor, stream: int = 0) -> Tensor:
         return self.noise.uniform(like, self.step, stream)
+
+
+_TREE = 1 << 63  # streams from here on are those of Brownian trees
+
+
+def _place(node: int, level: int) -> float:
+    """Where in q the node of a level splits its interval."""
+    twice = 2 * (node - (1 << level)) + 1  # k = twice / 2^(level + 1)
+    return (twice / ((2 << level) - twice)) ** 8
+
+
+@dataclass(frozen=True)
+class Brownian:
+    """A Brownian motion W(q), q >= 0, W(0) = 0, for each sample: a function of (seed, index, stream, depth) and q.
+
+    depth: how often the tree halves; places closer than one of its leaves are refused.
+    Raises ValueError for a depth or a place out of range, and for an increment within one leaf.
+    """
+
+    noise: Noise
+    depth: int = 12
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.depth <= 40:
+            raise ValueError(f"depth of a Brownian tree lies from 1 to 40, not {self.depth!r}")
+        object.__setattr__(self, "_last", {})
+
+    def leaf(self, q: float) -> int:
+        """The leaf that q falls into."""
+        if not 0 <= q < math.inf:
+            raise ValueError(f"a Brownian path is known at places from 0 to below infinity, not {q!r}")
+        node = 1
+        for level in range(self.depth):
+            node = 2 * node + (q >= _place(node, level))
+        return node
+
+    def at(self, like: Tensor, q: float) -> Tensor:
+        """W(q), shaped like `like`, (batch, ...)."""
+        leaf = self.leaf(q)
+        met: dict[Any, Tensor] = {}
+        value = torch.zeros_like(like)
+        a, b = (0.0, value), (math.inf, value)
+        for level in range(self.depth + 1):
+            node = leaf >> (self.depth - level)
+            m = q if node == leaf else _place(node, level)
+            key = (node, m, like.shape, like.dtype, like.device)
+            known = self._last.get(key)  # type: ignore[attr-defined]
+            if known is None:
+                z = self.noise.normal(like, node, _TREE + self.stream)
+                w = (m - a[0]) / (b[0] - a[0])  # 0 where b is infinite, and the rest holds there, too
+                known = torch.lerp(a[1], b[1], w).add_(z, alpha=math.sqrt(max((m - a[0]) * (1 - w), 0.0)))
+            met[key] = value = known
+            a, b = (a, (m, value)) if q < m else ((m, value), b)
+        # replaced whole: threads that share a path may make a value twice, but never see half a way
+        object.__setattr__(self, "_last", met)
+        return value
+
+    def increment(self, like: Tensor, start: float, stop: float) -> Tensor:
+        """W(stop) - W(start), shaped like `like`: normal with variance stop - start."""
+        if self.leaf(start) == self.leaf(stop):
+            raise ValueError(
+                f"from {start:.6g} to {stop:.6g} is within one leaf of a Brownian tree of depth {self.depth}: "
+                "take a greater depth"
+            )
+        first = self.at(like, start)
+        return self.at(like, stop) - first
+
+
+@dataclass(frozen=True)
+class Path:
+    """In place of a `Noise`: step i of a run sees the increment of one Brownian path from times[i - 1] to times[i].
+
+    It is divided by sqrt(times[i] - times[i - 1]), so that a solver finds the standard normals it asks for. Further
+    streams are further paths. Step 0 (the prior), uniforms, and a step to infinity, which is independent of all the
+    others, are the noise's own. Raises ValueError unless the times rise, each into another leaf of the tree.
+    """
+
+    noise: Noise
+    times: tuple[float, ...]
+    depth: int = 12
+
+    def __post_init__(self) -> None:
+        tree, times = Brownian(self.noise, self.depth), [q for q in self.times if q < math.inf]
+        for start, stop in pairwise(times):
+            if not tree.leaf(start) < tree.leaf(stop):
+                raise ValueError(
+                    f"the times of a path must rise, each into another leaf of its tree; from {start:.6g} to "
+                    f"{stop:.6g} they do not at depth {self.depth}"
+                )
+        object.__setattr__(self, "_trees", {0: tree})
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return self.noise.indices
+
+    def at(self, step: int) -> Draws:
+        """The draws of one step."""
+        return PathStep(self, step) if step else self.noise.at(0)
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """The draws of one step of a `Path`."""
+
+    path: Path
+    step: int
+
+    def normal(self, like: Tensor, stream: int = 0) -> Tensor:
+        start, stop = self.path.times[self.step - 1 : self.step + 1]
+        if stop == math.inf:
+            return self.path.noise.normal(like, self.step, stream)
+        trees = self.path._trees  # type: ignore[attr-defined]
+        tree = trees.setdefault(stream, Brownian(self.path.noise, self.path.depth, stream))
+        return tree.increment(like, start, stop) / math.sqrt(stop - start)
+
+    def uniform(self, like: Tensor, stream: int = 0) -> Tensor:
+        return self.path.noise.uniform(like, self.step, stream)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from .adams import DEIS, Adams, adams_weights
 from .adams_moulton import AdamsMoulton
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M, DPMpp3M, DPMppS, DPMSolver
+from .euler_maruyama import EulerMaruyama
 from .grid import (
     GRIDS,
     AngleGrid,
@@ -26,6 +27,8 @@ from .grid import (
 from .laws import check_solver
 from .pndm import PLMS, PNDM
 from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
+from .sa import SASolver
+from .sde_dpm import SDEDPMpp, brownian
 from .solver import FRAMES, RATES, Callback, Solver, integrate, sample, steps_within
 from .unipc import UniPC
 
@@ -34,6 +37,7 @@ SOLVERS: dict[str, type[Solver]] = {
     for cls in (
         *(AdamsMoulton, Ancestral, DDIM, Euler, Heun, RungeKutta, EDMSolver),
         *(Adams, DEIS, DPMSolver, DPMppS, DPMpp2M, DPMpp3M, UniPC, PNDM, PLMS),
+        *(EulerMaruyama, SDEDPMpp, SASolver),
     )
 }
 
@@ -91,6 +95,7 @@ __all__ = [
     "DPMppS",
     "EDMSolver",
     "Euler",
+    "EulerMaruyama",
     "FlowGrid",
     "Grid",
     "Heun",
@@ -98,11 +103,14 @@ __all__ = [
     "LogSNRGrid",
     "QuadraticGrid",
     "RungeKutta",
+    "SASolver",
+    "SDEDPMpp",
     "Solver",
     "Tableau",
     "UniPC",
     "UniformGrid",
     "adams_weights",
+    "brownian",
     "build_grid",
     "build_solver",
     "check_levels",

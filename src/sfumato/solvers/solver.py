@@ -47,7 +47,7 @@ from torch import Tensor
 
 from ..denoisers import Condition, Denoises
 from ..errors import SolverError, choose
-from ..noise import Draws, Noise
+from ..noise import Draws, Keyed
 from ..processes import Gaussian, Level, Prediction
 from .grid import check_levels
 
@@ -198,7 +198,7 @@ def integrate(
     solver: Solver,
     levels: Sequence[Level],
     x: Tensor,
-    noise: Noise,
+    noise: Keyed,
     condition: Condition = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -235,7 +235,7 @@ def integrate(
 @torch.no_grad()
 def sample(
     denoiser: Denoises,
-    noise: Noise,
+    noise: Keyed,
     shape: Sequence[int],
     *,
     solver: Solver,
