@@ -20,18 +20,22 @@ from .grid import (
     build_grid,
     check_levels,
 )
+from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
 SOLVERS: dict[str, type[Solver]] = {
-    cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+    cls.kind: cls
+    for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver, AnnealedLangevin, PredictorCorrector)
 }
 
 
 def build_solver(kind: str, **config: Any) -> Solver:
-    """A solver from its name and values."""
+    """A solver from its name and values; a nested solver, under `predictor`, from its own."""
     cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
+    if isinstance(config.get("predictor"), dict):
+        config["predictor"] = build_solver(**config["predictor"])
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
     return cls(**config)
@@ -43,6 +47,7 @@ __all__ = [
     "GRIDS",
     "SOLVERS",
     "Ancestral",
+    "AnnealedLangevin",
     "Callback",
     "CosineGrid",
     "DPMpp2M",
@@ -53,6 +58,7 @@ __all__ = [
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
+    "PredictorCorrector",
     "QuadraticGrid",
     "Solver",
     "UniformGrid",
