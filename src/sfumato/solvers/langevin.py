@@ -92,7 +92,7 @@ class AnnealedLangevin(Solver):
     stochastic: ClassVar[bool] = True
     snr: float = 0.5
     inner: int = 5
-    consistent: bool = True
+    consistent: bool = False
 
     def __post_init__(self) -> None:
         _check(self, self.snr, "inner", self.inner, 1)
