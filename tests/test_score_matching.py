@@ -49,7 +49,8 @@ class MLP(nn.Module):
         generator = torch.Generator().manual_seed(3)
         sizes = [3, width, width, 2]
         self.layers = nn.ParameterList(
-            torch.randn(a + 1, b, generator=generator, dtype=dtype) / a**0.5 for a, b in itertools.pairwise(sizes)
+            torch.randn(a + 1, b, generator=generator, dtype=dtype) / a**0.5
+            for a, b in itertools.pairwise(sizes)
         )
 
     def forward(self, x, noise_level, condition=None):
@@ -103,11 +104,13 @@ def test_the_best_linear_score_is_that_of_the_moments(schedule):
     model = Affine(process, 3)
     at = LogNormal(-0.2, 1e-9)  # one level
     sigma = process.schedule.level_at(0.4).sigma
-    data = torch.tensor([[0.5, -0.2, 0.1]]) + Noise(0, 500).normal(torch.empty(500, 3).double()) @ torch.tensor(
-        [[0.5, 0.2, 0.0], [0.0, 0.3, 0.1], [0.1, 0.0, 0.7]], dtype=torch.float64
-    )
+    data = torch.tensor([[0.5, -0.2, 0.1]]) + Noise(0, 500).normal(
+        torch.empty(500, 3).double()
+    ) @ torch.tensor([[0.5, 0.2, 0.0], [0.0, 0.3, 0.1], [0.1, 0.0, 0.7]], dtype=torch.float64)
     batch, noise = {"x": data}, BatchNoise(1, 0)
-    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=3)))  # all of them: the mean of v v^T is I
+    signs = torch.tensor(
+        list(itertools.product([1.0, -1.0], repeat=3))
+    )  # all of them: the mean of v v^T is I
     for objective, draws in (
         (ImplicitScoreMatching(times=at), noise),
         (SlicedScoreMatching(times=at, projections=8), Signs(noise, signs)),
@@ -152,7 +155,9 @@ def test_slopes_are_the_quadratic_form_of_the_jacobian():
     [("eps", EDM(0.1, 5.0)), ("velocity", Flow()), ("x0", Linear()), ("score", EDM(0.1, 5.0))],
     ids=str,
 )
-@pytest.mark.parametrize("weighting", [Plain("eps"), Plain("score"), MinSNR()], ids=lambda w: w.kind + w.space)
+@pytest.mark.parametrize(
+    "weighting", [Plain("eps"), Plain("score"), MinSNR()], ids=lambda w: w.kind + w.space
+)
 def test_all_three_have_one_loss_and_one_gradient_in_expectation(schedule, parameterisation, weighting):
     """Denoising with a weighting *is* denoising score matching with it: the differences are noise of mean zero."""
     process = Gaussian(schedule)
@@ -196,7 +201,9 @@ def test_the_weightings_are_the_papers():
 # -- learning --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [Denoising(Plain("eps")), SlicedScoreMatching(), ImplicitScoreMatching()])
+@pytest.mark.parametrize(
+    "objective", [Denoising(Plain("eps")), SlicedScoreMatching(), ImplicitScoreMatching()]
+)
 def test_each_learns_the_score_of_a_mixture(objective):
     process = Gaussian(VE(0.3, 3.0))
     exact = hills(process)
@@ -256,7 +263,9 @@ def test_it_trains_our_networks_whole_or_in_parts(kind, precision):
     batch = Pictures().batch(torch.arange(12), 0, 0)
     losses, grads = [], []
     for micro in (None, 4):
-        config = TrainingConfig(batch=12, micro_batch=micro, precision=precision, validate_images=12, warmup=0)
+        config = TrainingConfig(
+            batch=12, micro_batch=micro, precision=precision, validate_images=12, warmup=0
+        )
         optimizer = torch.optim.SGD(denoiser.parameters(), 0.1)
         stepper = Stepper(denoiser, objective, optimizer, config, torch.device("cpu"))
         optimizer.zero_grad()
@@ -304,7 +313,10 @@ def test_recipes_name_them():
     assert isinstance(objective, SlicedScoreMatching)
     assert (objective.projections, objective.drop, objective.classes) == (3, 0.2, 10)
     assert objective.weighting == Plain("velocity")
-    assert type(build_objective("implicit", weighting={"kind": "plain", "space": "eps"})) is ImplicitScoreMatching
+    assert (
+        type(build_objective("implicit", weighting={"kind": "plain", "space": "eps"}))
+        is ImplicitScoreMatching
+    )
 
 
 @pytest.mark.parametrize("kind", ["sliced", "implicit"])
@@ -313,7 +325,7 @@ def test_a_compiled_network_is_refused(kind):
     from sfumato.recipes.run import set_up
 
     overrides = [f"objective.kind={kind}", "training.compile=true"]
-    with pytest.raises(RecipeError, match="set training.compile=false"):
+    with pytest.raises(RecipeError, match=r"set training\.compile=false"):
         set_up(read_recipe("digits", overrides))
     set_up(read_recipe("digits", overrides[:1]))
 

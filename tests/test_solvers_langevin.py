@@ -39,7 +39,6 @@ from sfumato.solvers import (
     build_solver,
     check_solver,
     integrate,
-    sample,
 )
 from sfumato.solvers.langevin import langevin
 from sfumato.solvers.laws import fitted_order, interior_levels, output_law
@@ -101,16 +100,16 @@ def test_the_marginal_is_left_invariant_to_first_order_in_the_step(consistent):
     model = gaussian(Flow())
     levels = at_one_level(model.process)
     start = marginal(levels[0])
-    snrs, once, settled = (0.05, 0.1, 0.2), [], []
+    snrs, once, settled = (0.1, 0.15, 0.2), [], []
     for snr in snrs:
-        one, many = (PredictorCorrector(Stays(), snr, k, consistent) for k in (1, 600))
+        one, many = (PredictorCorrector(Stays(), snr, k, consistent) for k in (1, 200))
         mean, spread = output_law(one, model, levels, *start)
         assert mean == pytest.approx(start[0], rel=1e-12)
         once.append(abs(spread / start[1] - 1))
         settled.append(abs(output_law(many, model, levels, *start)[1] / start[1] - 1))
     per_step = [1 / (2 * snr**2) for snr in snrs]  # 1 / h, in place of a number of steps
     assert fitted_order(per_step, once) == pytest.approx(2, abs=0.05)
-    assert fitted_order(per_step[1:], settled[1:]) == pytest.approx(1, abs=0.1)
+    assert fitted_order(per_step, settled) == pytest.approx(1, abs=0.1)
 
 
 def test_the_step_is_that_of_both_papers():
@@ -131,7 +130,9 @@ def test_the_step_is_that_of_both_papers():
     assert torch.allclose(got, x, rtol=1e-10)
 
     z, level = noise.normal(x, 1, 0), levels[2]
-    epsilon = 2 * (snr * math.sqrt(2) / (math.sqrt(2) / level.sigma)) ** 2  # |z| and |score| are sqrt(dim) (/ sigma)
+    epsilon = (
+        2 * (snr * math.sqrt(2) / (math.sqrt(2) / level.sigma)) ** 2
+    )  # |z| and |score| are sqrt(dim) (/ sigma)
     want = x + epsilon * model(x, level).to("score") + (2 * epsilon) ** 0.5 * z
     assert torch.allclose(langevin(model, x, level, noise.at(1), snr, range(1), False), want, rtol=1e-10)
 
@@ -196,27 +197,34 @@ def test_annealing_has_the_law_of_its_recursion(schedule, consistent):
 def test_the_lag_behind_the_level_is_that_of_the_docstring(variance):
     """On levels even in log sigma, V / S - 1 = d log sigma / (h inner) + q / 2 + higher terms, whatever the data."""
     model = gaussian(VE(1e-3, 10.0), 0.6, variance)
-    for steps, inner, snr in ((400, 4, 0.2), (400, 8, 0.2), (800, 2, 0.1)):
+    for steps, inner, snr in ((100, 8, 0.2), (100, 4, 0.3), (200, 2, 0.4)):
         levels = LogSNRGrid(sigma_min=0.1, sigma_max=5.0).levels(model.process, steps)[:-1]
         end, h = levels[-1], 2 * snr**2
-        got = output_law(AnnealedLangevin(snr, inner, False), model, levels, *marginal(levels[0], 0.6, variance))
+        got = output_law(
+            AnnealedLangevin(snr, inner, False), model, levels, *marginal(levels[0], 0.6, variance)
+        )
         total = marginal(end, 0.6, variance)[1]
         apart = math.log(levels[-2].sigma / end.sigma)
         want = apart / (h * inner) + h * end.sigma**2 / total / 2
-        assert got[1] / total - 1 == pytest.approx(want, rel=0.15)
+        # the higher terms: what is left of earlier, larger lags where q is small, and powers of either term
+        assert got[1] / total - 1 == pytest.approx(want, rel=0.25)
 
 
-def test_annealing_goes_on_from_levels_without_signal():
-    """alpha = 0: x / alpha says nothing there, and the noise is taken over at the size that it then has."""
-    model = gaussian(Flow())
-    levels = FlowGrid().levels(model.process, 400)
-    assert levels[0].alpha == 0
-    x = sample(
-        model, Noise(0, 1500), (1,), solver=AnnealedLangevin(0.4, 3, False), levels=levels,
-        like=torch.empty(0, dtype=torch.float64),
-    )  # fmt: skip
-    assert float(x.mean()) == pytest.approx(0.6, abs=5 * (0.3 / 1500) ** 0.5)
-    assert float(x.var()) == pytest.approx(0.3, rel=5 * (2 / 1500) ** 0.5)
+@pytest.mark.parametrize("schedule", [Flow(), Cosine(), ZeroTerminalSNR()], ids=lambda s: s.kind)
+def test_annealing_goes_on_from_levels_without_signal(schedule):
+    """alpha = 0: x / alpha is infinite there, and the noise is taken over at the size that it then has."""
+    model = gaussian(schedule)
+    levels = UniformGrid().levels(model.process, 60)[:-1]
+    first, second = levels[:2]
+    assert first.alpha == 0
+    got = output_law(AnnealedLangevin(0.4, 3), model, levels, 0.0, first.sigma**2)
+    want = by_hand([second, *levels[1:]], 0.0, second.sigma**2, 0.4, 3, False, 0.6, 0.3)
+    assert got == pytest.approx(want, rel=1e-9)
+    truth = marginal(levels[-1])
+    assert got[0] == pytest.approx(truth[0], abs=0.2 * truth[1] ** 0.5)
+    assert got[1] == pytest.approx(
+        truth[1], rel=0.5
+    )  # 60 levels and 3 steps at each lag behind the last of them
 
 
 @pytest.mark.parametrize(
@@ -264,7 +272,7 @@ def test_corrections_forget_what_the_predictor_got_wrong(schedule):
     levels = interior_levels(model.process, 4, 0.9, 0.4)
     truth = marginal(levels[-1])
     gaps = []
-    for corrections in (0, 1, 3, 30):
+    for corrections in (0, 1, 3, 150):
         solver = PredictorCorrector(Ancestral(), 0.2, corrections)
         got = output_law(solver, model, levels, *marginal(levels[0]))
         gaps.append(abs(math.log(got[1] / truth[1])))
@@ -278,11 +286,6 @@ def test_corrections_forget_what_the_predictor_got_wrong(schedule):
 def test_corrector_and_predictor_do_not_share_their_noise():
     seen = []
 
-    class Listens(Ancestral):
-        def step(self, denoise, process, x, t, s, carry, noise):
-            seen.append(noise.normal(x))
-            return super().step(denoise, process, x, t, s, carry, noise)
-
     class Recorded:
         def __init__(self, noise):
             self.noise = noise
@@ -294,13 +297,12 @@ def test_corrector_and_predictor_do_not_share_their_noise():
             seen.append(self.noise.normal(like, stream))
             return seen[-1]
 
-    model = gaussian(Flow())
-    levels = interior_levels(model.process, 3)
-    solver = PredictorCorrector(Listens(), corrections=2)
-    integrate(model, solver, levels, torch.zeros(2, 1, dtype=torch.float64), Recorded(Noise(0, 2)))  # type: ignore[arg-type]
-    draws = {tuple(draw.flatten().tolist()) for draw in seen}
-    assert len(seen) == 3 * 4
-    assert len(draws) == 3 * 3  # the listener drew what the predictor draws, and nothing else is shared
+    model, noise = gaussian(Flow()), Noise(0, 2)
+    levels, x = interior_levels(model.process, 3), torch.zeros(2, 1, dtype=torch.float64)
+    integrate(model, PredictorCorrector(corrections=2), levels, x, Recorded(noise))  # type: ignore[arg-type]
+    assert len({tuple(draw.flatten().tolist()) for draw in seen}) == len(seen) == 3 * 3
+    for step in range(3):  # the predictor draws what it draws alone
+        assert torch.equal(seen[3 * step], noise.at(step + 1).normal(x))
 
 
 @pytest.mark.parametrize("solver", [AnnealedLangevin(), PredictorCorrector()], ids=lambda s: s.kind)
@@ -325,7 +327,11 @@ def test_evaluations_of_a_run_are_the_stated_ones(solver):
 
 @pytest.mark.parametrize(
     "solver",
-    [PredictorCorrector(Heun()), PredictorCorrector(DPMpp2M(), corrections=0), PredictorCorrector(Euler(), 0.3, 2)],
+    [
+        PredictorCorrector(Heun()),
+        PredictorCorrector(DPMpp2M(), corrections=0),
+        PredictorCorrector(Euler(), 0.3, 2),
+    ],
     ids=lambda s: f"{s.predictor.kind}-{s.corrections}",
 )
 def test_check_solver_passes(solver):
@@ -333,11 +339,11 @@ def test_check_solver_passes(solver):
 
 
 class Louder(AnnealedLangevin):
-    """A fifth too much noise."""
+    """An eighth too much noise."""
 
     def step(self, denoise, process, x, t, s, carry, noise):
         y, carry = super().step(denoise, process, x, t, s, carry, noise)
-        return y + (0.5 * self.snr * s.sigma) * noise.normal(x), carry
+        return y + (0.8 * s.sigma) * noise.normal(x, 99), carry
 
 
 class Twice(AnnealedLangevin):
@@ -360,7 +366,11 @@ class Shared(PredictorCorrector):
 
 @pytest.mark.parametrize(
     ("solver", "words"),
-    [(Louder(), "misses the law"), (Twice(), "evaluations"), (Shared(), "alone differs from the same sample in a")],
+    [
+        (Louder(), "misses the law"),
+        (Twice(), "evaluations"),
+        (Shared(), "alone differs from the same sample in a"),
+    ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
 def test_check_solver_catches_planted_defects(solver, words):
@@ -387,7 +397,10 @@ def test_solvers_are_made_again_from_what_they_write(predictor):
         (lambda: PredictorCorrector("heun"), "predictor is a solver"),  # type: ignore[arg-type]
         (lambda: PredictorCorrector(PredictorCorrector()), "without corrections of its own"),
         (lambda: build_solver("predictor-corrector", predictor={"kind": "henu"}), "did you mean 'heun'"),
-        (lambda: build_solver("predictor-corrector", predictor={"kind": "ddim", "etta": 1}), "did you mean 'eta'"),
+        (
+            lambda: build_solver("predictor-corrector", predictor={"kind": "ddim", "etta": 1}),
+            "did you mean 'eta'",
+        ),
         (lambda: build_solver("annealed-langevin", iner=3), "did you mean 'inner'"),
     ],
 )

@@ -74,7 +74,9 @@ class SlicedScoreMatching:
     def __post_init__(self) -> None:
         Denoising(self.weighting, self.times, self.drop, self.classes)  # the same values, checked there
         if self.projections < 1:
-            raise RecipeError(f"sliced score matching needs at least one projection, not {self.projections!r}")
+            raise RecipeError(
+                f"sliced score matching needs at least one projection, not {self.projections!r}"
+            )
 
     def directions(self, x: Tensor, noise: Draws) -> Iterable[Tensor]:
         """The v, shaped like x, of which the mean of v v^T is the identity in expectation."""

@@ -56,7 +56,9 @@ CORRECTOR = 1 << 40  # the corrector's streams of noise begin beyond any that a 
 
 def _check(solver: Solver, snr: float, name: str, count: int, least: int) -> None:
     if not 0 < snr < 1:
-        raise SolverError(f"snr of the {solver.kind} solver lies in (0, 1), where a step is stable, not {snr!r}")
+        raise SolverError(
+            f"snr of the {solver.kind} solver lies in (0, 1), where a step is stable, not {snr!r}"
+        )
     if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= 10_000:
         raise SolverError(
             f"{name} of the {solver.kind} solver must be a whole number from {least} to 10,000, not {count!r}"
