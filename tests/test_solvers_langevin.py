@@ -370,6 +370,8 @@ class Shared(PredictorCorrector):
         (Louder(), "misses the law"),
         (Twice(), "evaluations"),
         (Shared(), "alone differs from the same sample in a"),
+        # no defect, but not the data's law where they are wide: 1 - h / 2 of the variance is left
+        (AnnealedLangevin(consistent=True), "misses the law"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
