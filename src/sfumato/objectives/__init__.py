@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import choose
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .denoising import Batch, Denoising, Objective, drop_condition
+from .score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from .times import TIMES, LogitNormal, LogNormal, Times, Uniform, build_times
 from .weighting import (
     SNR,
@@ -28,12 +29,14 @@ __all__ = [
     "Denoising",
     "EDMWeighting",
     "Hybrid",
+    "ImplicitScoreMatching",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
     "Objective",
     "Plain",
     "SigmoidWeighting",
+    "SlicedScoreMatching",
     "Times",
     "Uniform",
     "Weighting",
@@ -54,15 +57,21 @@ def build_objective(
     drop: float = 0.0,
     classes: int = 0,
     steps: int = 1000,
+    projections: int = 1,
 ) -> Objective:
-    """An objective from the values a recipe writes: "denoising", "hybrid" or "bound"."""
-    choose(kind, ["denoising", "hybrid", "bound"], "objective")
-    denoising = Denoising(
+    """An objective from the values a recipe writes: "denoising", "hybrid", "bound", "sliced" or "implicit"."""
+    choose(kind, ["denoising", "hybrid", "bound", "sliced", "implicit"], "objective")
+    shared = (
         build_weighting(**(weighting or {"kind": "plain", "space": "velocity"})),
         build_times(**(times or {"kind": "uniform"})),
         drop,
         classes if drop else 0,
     )
+    if kind == "sliced":
+        return SlicedScoreMatching(*shared, projections)
+    if kind == "implicit":
+        return ImplicitScoreMatching(*shared)
+    denoising = Denoising(*shared)
     if kind == "denoising":
         return denoising
     return Bound(steps) if kind == "bound" else Hybrid(denoising, Bound(steps))

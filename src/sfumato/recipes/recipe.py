@@ -80,13 +80,15 @@ class DenoiserConfig(_Section):
 class ObjectiveConfig(_Section):
     """[objective]: what is minimised."""
 
-    kind: Literal["denoising", "hybrid", "bound"] = "denoising"
+    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit"] = "denoising"
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}
     drop: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of examples whose label is dropped, for classifier-free guidance."""
     steps: Annotated[int, Field(ge=2)] = 1000
     """Steps of the chain that the bound is about."""
+    projections: Annotated[int, Field(ge=1)] = 1
+    """Random directions an example that sliced score matching looks along."""
 
 
 class SamplingConfig(_Section):

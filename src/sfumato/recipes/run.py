@@ -110,6 +110,11 @@ def set_up(recipe: Recipe) -> Experiment:
     denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
     with _section("objective"):
         objective = build_objective(**recipe.objective.model_dump(), classes=classes)
+    if recipe.training.compile and recipe.objective.kind in ("sliced", "implicit"):
+        raise RecipeError(
+            f"objective.kind = {recipe.objective.kind!r} differentiates the network twice, which a compiled one "
+            "cannot: set training.compile=false"
+        )
     plan = recipe.sampling
     with _section("sampling"):
         sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)

@@ -24,6 +24,7 @@ from .grid import (
     build_grid,
     check_levels,
 )
+from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
 from .pndm import PLMS, PNDM
 from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
@@ -37,7 +38,7 @@ SOLVERS: dict[str, type[Solver]] = {
     for cls in (
         *(AdamsMoulton, Ancestral, DDIM, Euler, Heun, RungeKutta, EDMSolver),
         *(Adams, DEIS, DPMSolver, DPMppS, DPMpp2M, DPMpp3M, UniPC, PNDM, PLMS),
-        *(EulerMaruyama, SDEDPMpp, SASolver),
+        *(EulerMaruyama, SDEDPMpp, SASolver, AnnealedLangevin, PredictorCorrector),
     )
 }
 
@@ -56,6 +57,7 @@ def _value(item: str, text: str) -> Any:
 def build_solver(kind: str, **config: Any) -> Solver:
     """A solver from its name and values, which may also be written behind the name: "adams:order=4,frame=angle".
 
+    A solver in a solver, under `predictor`, is made from its own values.
     Raises SolverError for a name or value that does not exist.
     """
     kind, _, text = kind.partition(":")
@@ -65,6 +67,8 @@ def build_solver(kind: str, **config: Any) -> Solver:
             raise SolverError(f"a solver's values are written {kind}:name=value,name=value, not {item!r}")
         config[name] = _value(item, value)
     cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
+    if isinstance(config.get("predictor"), dict):
+        config["predictor"] = build_solver(**config["predictor"])
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
     try:
@@ -87,6 +91,7 @@ __all__ = [
     "AdamsMoulton",
     "Ancestral",
     "AngleGrid",
+    "AnnealedLangevin",
     "Callback",
     "CosineGrid",
     "DPMSolver",
@@ -101,6 +106,7 @@ __all__ = [
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
+    "PredictorCorrector",
     "QuadraticGrid",
     "RungeKutta",
     "SASolver",
