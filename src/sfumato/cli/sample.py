@@ -19,6 +19,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     steps: int | None = None,
     solver: str | None = None,
     grid: str | None = None,
+    tolerance: float | None = None,
     guidance: float | None = None,
     film: bool = False,
     out: Annotated[Path, Parameter(alias="-o")] = Path("samples"),
@@ -43,9 +44,11 @@ def sample(  # noqa: PLR0913 (the options of a command)
     steps
         Steps of the solver; more is better and slower.
     solver
-        One of ancestral, ddim, euler, heun, dpm++2m or edm; default: the model's own.
+        One of ancestral, ddim, euler, heun, dpm++2m, edm, adaptive or adaptive-sde; default: the model's own.
     grid
         One of uniform, quadratic, cosine, flow, log-snr or karras; default: the model's own.
+    tolerance
+        Error that an adaptive solver may make in a step, in the units of the data, instead of a number of steps.
     guidance
         Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
     film
@@ -56,6 +59,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from .. import bundle as bundles
     from ..errors import BundleError
     from ..model import film as shoot
+    from ..solvers import build_solver
     from .show import Bar, console, write_picture
 
     if count is not None and indices:
@@ -74,7 +78,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "condition": condition,
         "seed": seed,
         "steps": steps,
-        "solver": solver,
+        "solver": solver
+        if tolerance is None
+        else build_solver(solver or model.sampling.solver.kind, tolerance=tolerance),
         "grid": grid,
         "guidance": guidance,
     }

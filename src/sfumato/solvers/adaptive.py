@@ -21,7 +21,9 @@ prediction is followed to sigma = 0, as every solver here does, from sigma / alp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -65,6 +67,12 @@ PAIRS = {
         (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
     ),
 }
+
+
+def weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """sum_i weights_i slopes_i, without the terms of weight 0."""
+    terms = [w * k for w, k in zip(weights, slopes, strict=True) if w]
+    return reduce(torch.add, terms)
 
 
 def frame_level(process: Gaussian, frame: str, u: Tensor) -> tuple[Level, Tensor, Any, Any]:
@@ -132,12 +140,14 @@ class AdaptiveODE(Adaptive):
             y, u, h = state["x"], state["u"], state["h"]
             arrives = h >= u - end
             h = torch.where(arrives, u - end, h)
+            u_s = torch.where(arrives, end, u - h)
             k = [state["k"]]
             for row, node in zip(pair.rows, pair.nodes, strict=True):
-                y_s = y - scaled(h, sum(w * slope for w, slope in zip(row, k, strict=True) if w))  # type: ignore[arg-type]
-                u_s = torch.where(arrives, end, u - h) if node == 1 else u - node * h
-                k.append(slope(y_s, u_s, condition))
-            error = h * rms(sum(w * slope for w, slope in zip(pair.error, k, strict=True) if w)) / self.tolerance  # type: ignore[arg-type]
+                k.append(
+                    slope(y - scaled(h, weighted(row, k)), u_s if node == 1 else u - node * h, condition)
+                )
+            y_s = y - scaled(h, weighted(pair.rows[-1], k[:-1]))
+            error = h * rms(weighted(pair.error, k)) / self.tolerance
             good = error <= 1
             factor = control(error, 0.7 / pair.order) * state["error"] ** (0.4 / pair.order)
             factor = torch.where(good, factor.clamp(max=5.0), control(error, 1 / pair.order, most=1.0))

@@ -5,7 +5,7 @@ reverse SDE of every Gaussian process is one and the same,
 
     dy = x0(x, tau) dtau + dw,            w a standard Brownian motion in tau,
 
-(y_tau - tau x_0 is a Brownian motion under the true x_0; it is what makes the bridge of `processes.gaussian` a bridge).
+(y_tau - tau x_0 is a Brownian motion under the true x_0, which is what makes the bridge of `processes` a bridge).
 The noise is additive and the drift is bounded by the data. The Euler–Maruyama step in it, back in x, is the ancestral step
 
     x' = (kappa_s / kappa_t) x + kappa_s [(tau_s - tau_t) x0(x, t) + w_s - w_t],        kappa = sigma^2 / alpha,
@@ -15,14 +15,16 @@ noise is additive),
 
     x'' = x' + kappa_s (tau_s - tau_t) (x0(x', s) - x0(x, t)) / 2.
 
-**Control** (their algorithm 1). With delta = max(e_abs, e_rel max(|x'|, |x'_last|)) for each element and E the RMS of
-(x' - x'') / delta, a step with E <= 1 is accepted, x'' is kept (extrapolation), and the next step is 0.9 E^-0.9 times as
-long, in log-SNR. x is measured in the variance-preserving scale, so that the path a process takes changes nothing.
+**Control** (their algorithm 1). With delta = max(e_abs, e_rel max(|x'|, |x'_last|)) for each element and E the RMS
+of (x' - x'') / delta, a step with E <= 1 is accepted, x'' is kept (extrapolation), and the next step is 0.9 E^-0.9 times
+as long, in log-SNR. x is measured in the variance-preserving scale: the path a process takes changes nothing. No step is
+longer than 2: from pure noise to nearly clean data x' would be the mean of the data, of which the denoiser says that it
+is right, and E would be 0.
 
-**A rejected step keeps its path.** Drawing anew after a rejection would favour small noise, and using the same normal at
-another length would make the length depend on the noise: both change the law. Instead w is one Brownian motion: what was
-drawn for the longer step stays true, and its value at the nearer time is drawn from the bridge between (Rackauckas & Nie
-2017 call it rejection sampling with memory),
+**A rejected step keeps its path.** Drawing anew after a rejection would favour small noise, and using the same normal
+at another length would make the length depend on the noise: both change the law. Instead w is one Brownian motion: what
+was drawn for the longer step stays true, and its value at the nearer time is drawn from the bridge between (Rackauckas &
+Nie 2017 call it rejection sampling with memory),
 
     w_r - w_t = q (w_s - w_t) + sqrt((tau_r - tau_t) (1 - q)) z,     q = (tau_r - tau_t) / (tau_s - tau_t).
 
@@ -114,7 +116,14 @@ class AdaptiveSDE(Adaptive):
                 x = x.index_put((done,), finish(x[done], t[done], own))
             left = torch.where(error.isfinite(), (end - t) / (end - begin), torch.nan)
             last_x = torch.where(wide, x1, state["last"])
-            return state | {"x": x, "last": last_x, "t": t, "h": h, "left": left, "top": state["top"] - good.long()}
+            return state | {
+                "x": x,
+                "last": last_x,
+                "t": t,
+                "h": h,
+                "left": left,
+                "top": state["top"] - good.long(),
+            }
 
         ones = torch.ones(len(x), dtype=torch.float64, device=x.device)
         x = x / math.hypot(first.alpha, first.sigma)

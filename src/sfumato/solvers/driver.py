@@ -1,8 +1,8 @@
 """Solvers that choose their own levels: each sample at its own time, in one batch.
 
 A step size that a whole batch shares makes a sample depend on its neighbours. Here every sample has its own time and
-step size, and the denoiser is asked once for the whole batch with the times as a tensor. Samples that have arrived leave
-the batch; the others go on:
+step size, and the denoiser is asked once for the whole batch with the times as a tensor. Samples that have arrived
+leave the batch; the others go on:
 
     round    propose a step for each sample -> judge each -> those accepted move on, those rejected try a shorter one
 
@@ -31,13 +31,15 @@ from ..processes.schedule import path_point
 from .grid import LogSNRGrid
 from .solver import Callback, Driver, Run
 
-State = dict[str, Tensor]  # each (batch, ...); "x" the samples, "left" the share of the way that each has to go
+State = dict[
+    str, Tensor
+]  # each (batch, ...); "x" the samples, "left" the share of the way that each has to go
 Attempt = Callable[[State, Noise, Condition, int], State]
 PROGRESS = 1000  # what a driver's callback counts to, since nobody knows the number of rounds beforehand
 
 
 class Unfinished(SolverError):
-    """A run that could not be finished. finished: the indices of the samples that were; samples: these, in that order."""
+    """A run that stopped early. finished: the indices of the samples that had arrived; samples: these, in that order."""
 
     def __init__(self, message: str, finished: tuple[int, ...], samples: Tensor):
         super().__init__(message)
@@ -58,13 +60,9 @@ class Adaptive(Driver):
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < math.inf:
-            raise SolverError(
-                f"tolerance of the {self.kind} solver must be positive, not {self.tolerance!r}"
-            )
+            raise SolverError(f"tolerance of the {self.kind} solver must be positive, not {self.tolerance!r}")
         if self.sigma_min is not None and not 0 < self.sigma_min < math.inf:
-            raise SolverError(
-                f"sigma_min of the {self.kind} solver must be positive, not {self.sigma_min!r}"
-            )
+            raise SolverError(f"sigma_min of the {self.kind} solver must be positive, not {self.sigma_min!r}")
         if not self.max_evaluations >= 1:
             raise SolverError(f"max_evaluations must be at least 1, not {self.max_evaluations!r}")
 
@@ -105,7 +103,7 @@ class Adaptive(Driver):
             number += 1
             if int(spent[rows[0]]) + self.evaluations > self.max_evaluations:
                 raise self._stopped(
-                    f"{len(rows)} of {len(out)} samples are not finished after {int(spent[rows[0]])} evaluations each, "
+                    f"{len(rows)} of {len(out)} samples are not finished after {int(spent[rows[0]])} evaluations, "
                     f"the farthest behind with {float(state['left'].max()):.1%} of the way to go: raise max_evaluations "
                     f"({self.max_evaluations}) or the tolerance ({self.tolerance:g})",
                     rows, state["left"], out, indices,

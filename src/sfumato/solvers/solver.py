@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Driver(Solver):
-    """Base of the solvers that choose their own levels: they give `solve` instead of `step`, and `integrate` calls it."""
+    """Base of the solvers that choose their own levels: `integrate` calls their `solve`, and they have no `step`."""
 
     def solve(
         self,
