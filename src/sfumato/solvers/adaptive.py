@@ -155,15 +155,14 @@ class AdaptiveODE(Adaptive):
             u = torch.where(good, u_s, u)
             done = (u <= end).reshape(wide.shape)
             y, k_end = torch.where(wide, y_s, y), torch.where(wide, k[-1], k[0])
-            # error is NaN where a state is: it must not look like a rejection
-            left = torch.where(error.isfinite(), (u - end) / (begin - end), torch.nan)
             return {
                 "x": torch.where(done, finish(y, k_end), y),
                 "u": u,
                 "h": h * factor,
                 "k": k_end,
                 "error": torch.where(good, error.clamp(min=1e-4), state["error"]),
-                "left": left,
+                "left": (u - end) / (begin - end),
+                "finite": error.isfinite(),  # where it is not, the step must not look like a rejected one
             }
 
         y = x / c
@@ -173,5 +172,5 @@ class AdaptiveODE(Adaptive):
         # the first step is a guess; a rejection or two put it right
         h = span * min(0.2, 0.5 * self.tolerance ** (1 / pair.order))
         state = {"x": y if span > 0 else finish(y, k), "u": begin * ones, "h": h * ones, "k": k}
-        state |= {"error": ones, "left": ones * (span > 0)}
+        state |= {"error": ones, "left": ones * (span > 0), "finite": ones > 0}
         return self.drive(state, attempt, noise, condition, callback, outside=1)

@@ -5,8 +5,9 @@ reverse SDE of every Gaussian process is one and the same,
 
     dy = x0(x, tau) dtau + dw,            w a standard Brownian motion in tau,
 
-(y_tau - tau x_0 is a Brownian motion under the true x_0, which is what makes the bridge of `processes` a bridge).
-The noise is additive and the drift is bounded by the data. The Euler–Maruyama step in it, back in x, is the ancestral step
+(under the true x_0, y_tau - tau x_0 is a Brownian motion: what makes the bridge of `processes` one).
+The noise is additive and the drift is bounded by the data. The Euler–Maruyama step in it, back in x, is the ancestral
+step
 
     x' = (kappa_s / kappa_t) x + kappa_s [(tau_s - tau_t) x0(x, t) + w_s - w_t],        kappa = sigma^2 / alpha,
 
@@ -16,15 +17,15 @@ noise is additive),
     x'' = x' + kappa_s (tau_s - tau_t) (x0(x', s) - x0(x, t)) / 2.
 
 **Control** (their algorithm 1). With delta = max(e_abs, e_rel max(|x'|, |x'_last|)) for each element and E the RMS
-of (x' - x'') / delta, a step with E <= 1 is accepted, x'' is kept (extrapolation), and the next step is 0.9 E^-0.9 times
-as long, in log-SNR. x is measured in the variance-preserving scale: the path a process takes changes nothing. No step is
-longer than 2: from pure noise to nearly clean data x' would be the mean of the data, of which the denoiser says that it
-is right, and E would be 0.
+of (x' - x'') / delta, a step with E <= 1 is accepted, x'' is kept (extrapolation), and the next step is 0.9 E^-0.9
+times as long, in log-SNR. x is measured in the variance-preserving scale: the path a process takes changes nothing. No
+step is longer than 2: in one from pure noise to nearly clean data x' would be the mean of the data, of which the
+denoiser says that it is right, and E would be 0.
 
 **A rejected step keeps its path.** Drawing anew after a rejection would favour small noise, and using the same normal
-at another length would make the length depend on the noise: both change the law. Instead w is one Brownian motion: what
-was drawn for the longer step stays true, and its value at the nearer time is drawn from the bridge between (Rackauckas &
-Nie 2017 call it rejection sampling with memory),
+at another length would make the length depend on the noise: both change the law. Instead w is one Brownian motion:
+what was drawn for the longer step stays true, and its value at the nearer time is drawn from the bridge between
+(Rackauckas & Nie 2017 call it rejection sampling with memory),
 
     w_r - w_t = q (w_s - w_t) + sqrt((tau_r - tau_t) (1 - q)) z,     q = (tau_r - tau_t) / (tau_s - tau_t).
 
@@ -114,21 +115,15 @@ class AdaptiveSDE(Adaptive):
             if bool(done.any()):
                 own = None if condition is None else {name: value[done] for name, value in condition.items()}
                 x = x.index_put((done,), finish(x[done], t[done], own))
-            left = torch.where(error.isfinite(), (end - t) / (end - begin), torch.nan)
             last_x = torch.where(wide, x1, state["last"])
-            return state | {
-                "x": x,
-                "last": last_x,
-                "t": t,
-                "h": h,
-                "left": left,
-                "top": state["top"] - good.long(),
-            }
+            state |= {"x": x, "last": last_x, "t": t, "h": h, "top": state["top"] - good.long()}
+            return state | {"left": (end - t) / (end - begin), "finite": error.isfinite()}
 
         ones = torch.ones(len(x), dtype=torch.float64, device=x.device)
         x = x / math.hypot(first.alpha, first.sigma)
         # the bottom of the stack: a point infinitely far on, which says nothing
         state = {"x": x, "last": x, "t": begin * ones, "h": 0.5 * ones, "left": ones * (end > begin)}
+        state["finite"] = ones > 0
         state |= {"knots": math.inf * ones[:, None], "gaps": torch.zeros_like(x)[:, None]}
         state["top"] = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if end == begin:

@@ -39,7 +39,7 @@ PROGRESS = 1000  # what a driver's callback counts to, since nobody knows the nu
 
 
 class Unfinished(SolverError):
-    """A run that stopped early. finished: the indices of the samples that had arrived; samples: these, in that order."""
+    """A run that stopped early. finished: the indices of the samples that had arrived; samples: these, in order."""
 
     def __init__(self, message: str, finished: tuple[int, ...], samples: Tensor):
         super().__init__(message)
