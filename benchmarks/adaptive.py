@@ -3,8 +3,8 @@
     python benchmarks/adaptive.py                                     on a mixture of its own
     python benchmarks/adaptive.py --problems FOLDER --samples 800     also on that of FOLDER/problems.py
 
-Euler–Maruyama is that of the reverse SDE under `linear`, even in time from 1 to 0.001 and then to x0, as in Song et al.
-2021. All start at the exact marginal at t = 1. The distance is the sliced Wasserstein distance of order 2 over 256
+Euler–Maruyama is that of the reverse SDE under `linear`, even in time from 1 to 0.001 and then to x0, as in Song et
+al. 2021. All start at the exact marginal at t = 1. The distance is the sliced Wasserstein distance of order 2 over 256
 directions to 20,000 draws of the data; "data" is that of as many fresh draws, the least that can be reached.
 """
 
@@ -99,11 +99,9 @@ def compare_sde(model: GaussianMixture, count: int, seeds: int, name: str) -> No
         cost, most, values = (list(column) for column in zip(*found, strict=True))
         ratios = " ".join(f"{value / own - 1:+.1%}" for value, own in zip(values, base, strict=True))
         spread = statistics.stdev(values) if seeds > 1 else 0.0
-        print(
-            f"| {label} | {statistics.mean(cost):.0f} | {max(most):.0f} | {statistics.mean(values):.4f} ± {spread:.4f} "
-            f"| {ratios} |",
-            flush=True,
-        )
+        mean = statistics.mean(values)
+        row = f"| {label} | {statistics.mean(cost):.0f} | {max(most):.0f} | {mean:.4f} ± {spread:.4f} | {ratios} |"
+        print(row, flush=True)
 
 
 def compare_flow(model: GaussianMixture, name: str, count: int = 48) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/likelihood.py                       on a mixture of its own
     python benchmarks/likelihood.py --problems FOLDER     also on that of FOLDER/problems.py
 
-Every error is in nats per dimension, against the mixture's own log-density of clean data: what the start at sigma_min and
-the prior cost is in it. "covered" counts the points whose truth lies in nats -+ the stated error, and for Hutchinson's
+Every error is in nats per dimension, against the mixture's own log-density of clean data: what the start at sigma_min
+and the prior cost is in it. "covered" counts the points whose truth lies in nats -+ the stated error, and for Hutchinson's
 probes in the 95 % interval.
 """
 
@@ -37,9 +37,10 @@ def compare(model: GaussianMixture, points: int, name: str) -> None:
         error = (found.nats - truth) / dim
         covered = int(((low <= truth) & (truth <= high)).sum())
         label = f"{probes} probes" if probes else "exact"
+        size = error.abs()
         print(
-            f"| {label} | {steps} | {found.evaluations} | {float(error.mean()):+.5f} | {float(error.abs().median()):.5f} "
-            f"| {int((error.abs() < 0.01).sum())} | {float(error.abs().max()):.4f} | {covered} "
+            f"| {label} | {steps} | {found.evaluations} | {float(error.mean()):+.5f} | {float(size.median()):.5f} "
+            f"| {int((size < 0.01).sum())} | {float(size.max()):.4f} | {covered} "
             f"| {float(found.deviation.mean()) / dim:.4f} | {time.perf_counter() - began:.0f} |",
             flush=True,
         )

@@ -31,9 +31,8 @@ from ..processes.schedule import path_point
 from .grid import LogSNRGrid
 from .solver import Callback, Driver, Run
 
-State = dict[
-    str, Tensor
-]  # each (batch, ...); "x" the samples, "left" the share of the way that each has to go
+# each (batch, ...); "x": the samples, "left": the share of the way they have to go, "finite": whether the step was
+State = dict[str, Tensor]
 Attempt = Callable[[State, Noise, Condition, int], State]
 PROGRESS = 1000  # what a driver's callback counts to, since nobody knows the number of rounds beforehand
 
@@ -83,12 +82,13 @@ class Adaptive(Driver):
         indices, number = noise.indices, 0
         while True:
             left = state["left"]
-            finite = torch.isfinite(state["x"].flatten(1).sum(1)) & torch.isfinite(left)
+            finite = torch.isfinite(state["x"].flatten(1).sum(1)) & state["finite"]
             out[rows] = state["x"]
             if not bool(finite.all()):
                 bad = int((~finite).nonzero()[0])
                 raise self._stopped(
-                    f"sample {indices[int(rows[bad])]} is not finite after {int(spent[rows[bad]])} evaluations",
+                    f"sample {indices[int(rows[bad])]} is not finite after {int(spent[rows[bad]])} evaluations, with "
+                    f"{float(left[bad]):.1%} of the way to go",
                     rows, left.where(finite, torch.inf), out, indices,
                 )  # fmt: skip
             if callback is not None:
@@ -104,8 +104,8 @@ class Adaptive(Driver):
             if int(spent[rows[0]]) + self.evaluations > self.max_evaluations:
                 raise self._stopped(
                     f"{len(rows)} of {len(out)} samples are not finished after {int(spent[rows[0]])} evaluations, "
-                    f"the farthest behind with {float(state['left'].max()):.1%} of the way to go: raise max_evaluations "
-                    f"({self.max_evaluations}) or the tolerance ({self.tolerance:g})",
+                    f"the farthest behind with {float(state['left'].max()):.1%} of the way to go: raise "
+                    f"max_evaluations ({self.max_evaluations}) or the tolerance ({self.tolerance:g})",
                     rows, state["left"], out, indices,
                 )  # fmt: skip
             spent[rows.cpu()] += self.evaluations

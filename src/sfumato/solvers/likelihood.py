@@ -129,7 +129,12 @@ def log_likelihood(
             # the schedule's own end, not the end up to rounding
             u = torch.full((count,), u_top if w == last else w * w, dtype=torch.float64, device=x.device)
             level, c, a, b = frame_level(process, "flow", u)
-            g = denoiser(fit(c, y) * y, level, condition).combine(a, b)
+            prediction = denoiser(fit(c, y) * y, level, condition)
+            if not prediction.value.requires_grad:  # g would still depend on y, through x_t in its row
+                raise SolverError(
+                    "this denoiser has no derivatives, so the divergence of its flow cannot be known"
+                )
+            g = prediction.combine(a, b)
             spread = divergence(g, y, signs)
         return 2 * w * g.detach(), 2 * w * spread
 
@@ -174,10 +179,8 @@ def _signs(x: Tensor, noise: Noise, probes: int) -> list[Tensor]:
 def divergence(g: Tensor, y: Tensor, signs: list[Tensor]) -> Tensor:
     """div g at y: (batch, 1) exactly if there are no signs, else one estimate for each of them, (batch, probes).
 
-    g, y: (batch, ...), g made of y under autograd. Raises SolverError where g has no derivative.
+    g, y: (batch, ...), g made of y under autograd.
     """
-    if not g.requires_grad:
-        raise SolverError("this denoiser has no derivatives, so its flow has no divergence that can be known")
     if signs:
         rows = [
             z * torch.autograd.grad(g, y, z, retain_graph=k + 1 < len(signs))[0] for k, z in enumerate(signs)
