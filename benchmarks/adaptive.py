@@ -15,6 +15,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def start(model: GaussianMixture, count: int, seed: int) -> Tensor:
 def euler_maruyama(model: GaussianMixture, x: Tensor, seed: int, steps: int = 1000) -> Tensor:
     process, generator = model.process, torch.Generator().manual_seed(seed)
     times = torch.linspace(1, 1e-3, steps + 1, dtype=torch.float64).tolist()
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         f, g, h = process.drift(t), process.diffusion(t), t - s
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         x = x - h * (f * x - g * g * model(x, t).to("score")) + g * math.sqrt(h) * z

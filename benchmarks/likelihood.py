@@ -4,8 +4,9 @@
     python benchmarks/likelihood.py --problems FOLDER     also on that of FOLDER/problems.py
 
 Every error is in nats per dimension, against the mixture's own log-density of clean data: what the start at sigma_min
-and the prior cost is in it. "covered" counts the points whose truth lies in nats -+ the stated error, and for Hutchinson's
-probes in the 95 % interval.
+and the prior cost is in it. "covered" counts the points whose truth lies in the stated interval: for an exact trace
+nats -+ the estimated error of the steps, which knows nothing of the two ends (about 0.0001), and for probes the 95 %
+interval.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adaptive solvers: errors that follow the tolerance, samples that do not know their batch, paths kept at a rejection."""
+"""Adaptive solvers: errors that follow the tolerance, samples that know no batch, paths kept at a rejection."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Watched:
         return replace(found, value=torch.where(broken[:, None], torch.nan, found.value))
 
 
-# -- the flow to a tolerance ---------------------------------------------------------------------------------------------
+# -- the flow to a tolerance -----------------------------------------------------------------------------------------
 
 
 @each_pair
@@ -164,13 +164,15 @@ def test_the_frames_and_schedules_agree_on_one_flow():
         model = hills(schedule)
         level = model.process.schedule.level_at(-6.0)
         x = math.hypot(level.alpha, level.sigma) * Noise(3, 6).normal(torch.zeros(6, 2).double())
-        for frame in ("flow", "angle"):
-            ends.append(AdaptiveODE(1e-7, frame=frame).solve(model, level, CLEAN, x, Noise(0, 6)).x)
+        ends += [
+            AdaptiveODE(1e-7, frame=frame).solve(model, level, CLEAN, x, Noise(0, 6)).x
+            for frame in ("flow", "angle")
+        ]
     for end in ends[1:]:
         assert float((end - ends[0]).abs().max()) < 1e-5
 
 
-# -- a sample does not know its batch ------------------------------------------------------------------------------------
+# -- a sample does not know its batch --------------------------------------------------------------------------------
 
 
 @settings(max_examples=4)
@@ -213,7 +215,7 @@ def test_the_callback_sees_how_far_the_slowest_is():
     assert seen[-1][0] == 1000
 
 
-# -- what can go wrong ---------------------------------------------------------------------------------------------------
+# -- what can go wrong -----------------------------------------------------------------------------------------------
 
 
 @each_driver
@@ -263,7 +265,7 @@ def test_wrong_values_are_refused(make, words):
         make()
 
 
-# -- the reverse SDE -----------------------------------------------------------------------------------------------------
+# -- the reverse SDE -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_a_rejected_step_keeps_its_brownian_motion():
     )
 
 
-# -- check_solver --------------------------------------------------------------------------------------------------------
+# -- check_solver ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
