@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from demo_model import make_demo_run
+from sfumato.bundle import load
 from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import CLEAN, EDM, Cosine, Flow, Gaussian, Linear, Prediction, ZeroTerminalSNR
 from sfumato.solvers import log_likelihood
-from sfumato.solvers.likelihood import bits_per_dimension, divergence, student
 from sfumato.solvers.laws import fitted_order
+from sfumato.solvers.likelihood import bits_per_dimension, divergence, student
 
 
 def ball(schedule, dim=3):
@@ -53,7 +55,7 @@ def test_the_error_falls_with_order_5_to_that_of_the_ends(schedule):
         assert found.evaluations == 6 * number + 6 * (number // 2) + 1
         assert bool(((found.nats - fine).abs() <= found.error).all())
     assert fitted_order(steps, errors) > 4, errors
-    # what stays is the blur of sigma_min = 0.002, (0.002 / 0.1)^2 / 2 = 0.0002 for each squared standard deviation in the
+    # what stays is the blur of sigma_min = 0.002, (0.002 / 0.1)^2 / 2 for each squared standard deviation in the
     # narrowest direction, and that the prior knows no mean: z |mean| / 80 at the noisiest level of EDM
     truth = model.log_density(x, CLEAN)
     assert float((fine - truth).abs().max()) < 0.03
@@ -131,7 +133,7 @@ def test_students_quantile(freedom):
 
 
 def test_bits_of_a_wide_normal_are_those_of_its_bins():
-    """Where the density hardly changes over a bin, dequantisation loses nothing: -log2 P(k) is that of the bin's mass."""
+    """Where the density hardly changes over a bin, dequantising loses nothing: -log2 P(k) is that of the bin's mass."""
     deviation, width = 0.25, 2 / 255
     model = GaussianMixture(Gaussian(Flow()), torch.zeros(1, 4), torch.full((1, 4), deviation**2))
     x = model.sample(Noise(0, 200)).clamp(-1, 1)
@@ -209,3 +211,16 @@ def test_it_works_inside_no_grad_and_leaves_no_graph():
         found = log_likelihood(model, x, steps=3)
     assert not found.nats.requires_grad
     assert torch.equal(found.nats, log_likelihood(model, x, steps=3).nats)
+
+
+def test_a_model_gives_the_likelihood_of_pictures(tmp_path):
+    make_demo_run(tmp_path)
+    model = load(tmp_path / "model")
+    x = model.sample(2, steps=4)
+    found = model.log_likelihood(x, {"label": [0, 1]}, steps=2, probes=4, seed=3)
+    alone = log_likelihood(
+        model.denoiser, x[1:], {"label": torch.tensor([1])}, steps=2, probes=4, noise=Noise(3, [1])
+    )
+    assert float(found.nats[1] - alone.nats[0]) == pytest.approx(0, abs=1e-3)
+    other = model.log_likelihood(x, {"label": [1, 0]}, steps=2, probes=4, seed=3)
+    assert float((other.nats - found.nats).abs().min()) > 1e-3
