@@ -18,10 +18,20 @@ from torch import Tensor
 
 from .denoisers import ClassifierFree, Denoiser, Denoises
 from .domains.images import Images
-from .errors import BundleError, choose
+from .errors import BundleError, SolverError, choose
 from .noise import Noise
 from .processes import Prediction
-from .solvers import Callback, Grid, Solver, build_grid, build_solver, sample
+from .solvers import (
+    Callback,
+    Driver,
+    Grid,
+    LogLikelihood,
+    Solver,
+    build_grid,
+    build_solver,
+    log_likelihood,
+    sample,
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ class Model:
         count: how many, samples 0 to count - 1 of the seed; or indices: which. condition: {"label": one label or
         one for each sample}, by number or name; without it a conditional model draws from all its data.
         batch: how many are held in memory at once; it does not change them.
+        An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
         callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
         """
         if (count is None) == (indices is None):
@@ -158,6 +169,10 @@ class Model:
                 f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
             )
         plan = self.sampling.with_(solver, grid, steps, guidance)
+        if steps is not None and isinstance(plan.solver, Driver):
+            raise SolverError(
+                f"the {plan.solver.kind} solver chooses its own steps: leave steps out, and set its tolerance"
+            )
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
         labels = self._condition(condition, len(chosen))
@@ -183,6 +198,25 @@ class Model:
                 )
             )
         return torch.cat(drawn)
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        steps: int = 10,
+        probes: int = 0,
+    ) -> LogLikelihood:
+        """log p(x | condition) in nats, of what the unguided flow draws; see `solvers.log_likelihood`.
+
+        x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
+        costs a backward pass for each number of a picture, or at least 4 random ones of a seed.
+        """
+        labels = self._condition(condition, len(x))
+        given = None if labels is None else {"label": labels.to(x.device)}
+        noise = Noise(seed, len(x))
+        return log_likelihood(self.denoiser, x, given, steps=steps, probes=probes, noise=noise)
 
     def _condition(self, condition: Mapping[str, Any] | None, count: int) -> Tensor | None:
         if not condition:
@@ -218,7 +252,13 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
     settings: as those of `Model.sample`, `indices` (count of them) included.
     Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
     """
-    steps = model.sampling.with_(steps=settings.get("steps")).steps
+    plan = model.sampling.with_(settings.get("solver"), steps=settings.get("steps"))
+    if isinstance(plan.solver, Driver):
+        raise SolverError(
+            f"a film shows the steps of a grid, and under the {plan.solver.kind} solver each sample has its own: "
+            "choose another solver for the film"
+        )
+    steps = plan.steps
     shown = min(frames, steps)
     wanted = {math.ceil((k + 1) * steps / shown) for k in range(shown)}
     shots: list[Tensor] = []

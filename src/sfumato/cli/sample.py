@@ -19,6 +19,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     steps: int | None = None,
     solver: str | None = None,
     grid: str | None = None,
+    tolerance: float | None = None,
     guidance: float | None = None,
     film: bool = False,
     out: Annotated[Path, Parameter(alias="-o")] = Path("samples"),
@@ -47,6 +48,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         exist lists them all. Default: the model's own.
     grid
         One of uniform, quadratic, cosine, flow, log-snr or karras; default: the model's own.
+    tolerance
+        Error that an adaptive solver may make in a step, in the units of the data, instead of a number of steps.
     guidance
         Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
     film
@@ -57,6 +60,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from .. import bundle as bundles
     from ..errors import BundleError
     from ..model import film as shoot
+    from ..solvers import build_solver
     from .show import Bar, console, write_picture
 
     if count is not None and indices:
@@ -75,7 +79,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "condition": condition,
         "seed": seed,
         "steps": steps,
-        "solver": solver,
+        "solver": solver
+        if tolerance is None
+        else build_solver(solver or model.sampling.solver.kind, tolerance=tolerance),
         "grid": grid,
         "guidance": guidance,
     }

@@ -1,6 +1,7 @@
 """What a sample costs: denoiser calls, floating-point operations, seconds, memory, and joules if watts are known.
 
-NFE      number of calls of the denoiser, counted where the counter sits: inside guidance it sees two a step
+NFE      number of calls of the denoiser, counted where the counter sits: inside guidance it sees two a step; under an
+         adaptive solver, which stops asking about samples that have arrived, the mean over the samples
 FLOPs    multiply and add each count one, so a matrix product is 2·m·n·k; counted by torch on one forward pass
          of one image; element-wise operations, normalisation and softmax are not in it
 seconds  median of repeats after one warm-up; with the machine's own matrix-product peak beside it, so that
@@ -59,7 +60,7 @@ class Cost:
     """What drawing `samples` samples cost: all figures measured, except `joules`, which is seconds × watts."""
 
     samples: int
-    nfe: int
+    nfe: float
     flops_per_call: int | None
     parameters: int | None
     seconds: float
@@ -74,7 +75,7 @@ class Cost:
     @property
     def flops_per_sample(self) -> int | None:
         """FLOPs of one call and image, times the calls."""
-        return None if self.flops_per_call is None else self.flops_per_call * self.nfe
+        return None if self.flops_per_call is None else round(self.flops_per_call * self.nfe)
 
     @property
     def joules(self) -> float | None:
@@ -86,7 +87,7 @@ class Cost:
         low, high = self.seconds_spread
         rows = [
             ("samples", f"{self.samples}"),
-            ("denoiser calls (NFE) per sample", f"{self.nfe}"),
+            ("denoiser calls (NFE) per sample", f"{self.nfe:g}"),
             (
                 "wall seconds, median",
                 f"{self.seconds:.3g} (from {low:.3g} to {high:.3g} over {self.repeats})",
@@ -175,7 +176,7 @@ def measure_cost(
     memory, kind = peak_memory(device)
     return Cost(
         samples=n,
-        nfe=round(nfe),
+        nfe=int(nfe) if nfe.is_integer() else nfe,
         flops_per_call=flops_per_call,
         parameters=None if network is None else count_parameters(network),
         seconds=statistics.median(seconds),

@@ -5,6 +5,7 @@ What is measured, and what each receipt states:
     quality    all measures of `evaluation.evaluate` at the settings the model is sampled with
     steps-N    the same distances at N steps of the solver, from fewer samples: quality against cost
     bound      the variational bound on held-out data, in bits per dimension
+    likelihood the same of the probability flow, whose log-probability is known, not bounded
     cost       evaluations and FLOPs of a sample, which are exact; its seconds and memory are noted beside them
 
 A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written
@@ -23,8 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import bundle
+from ..denoisers import Condition
 from ..domains.cache import cache_folder
 from ..domains.image_data import ImageData
 from ..errors import BundleError, DataError, choose
@@ -36,6 +39,8 @@ from ..evaluation.receipts import Agreement, Receipt, compare
 from ..model import Model
 from ..noise import Noise
 from ..objectives import Bound
+from ..solvers import Driver
+from ..solvers.likelihood import bits_per_dimension
 from .recipe import Recipe, recipe_from
 from .run import read_data
 
@@ -114,7 +119,7 @@ class Bench:
                 n,
                 condition=None if labels is None else {"label": labels},
                 seed=settings["seed"],
-                steps=settings["steps"],
+                steps=None if isinstance(settings["solver"], Driver) else settings["steps"],
                 guidance=settings["guidance"],
                 solver=settings["solver"],
                 grid=settings["grid"],
@@ -127,24 +132,47 @@ class Bench:
 
     def bound(self, settings: dict[str, Any]) -> list[Measure]:
         """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
-        count, terms = settings["images"], settings["terms"]
+        objective, terms = Bound(settings["steps"]), settings["terms"]
+        note = f"upper bound on -log2 p(x), {settings['steps']}-step chain, {terms} evaluations an image"
+
+        def bits(x: Tensor, noise: Noise, condition: Condition) -> Tensor:
+            return objective.bits_per_dimension(self.model.denoiser, x, noise, condition, terms)
+
+        return [self._mean_bits("bits per dimension", bits, settings, note)]
+
+    def likelihood(self, settings: dict[str, Any]) -> list[Measure]:
+        """Bits per dimension of the unguided probability flow over held-out images, with the interval of its mean."""
+        steps, probes = settings["steps"], settings["probes"]
+        trace = f"{probes} probes" if probes else "exact trace"
+        note = f"-log2 P(x) of the probability flow, unguided, uniformly dequantised, {steps} steps, {trace}"
+
+        def bits(x: Tensor, noise: Noise, condition: Condition) -> Tensor:
+            denoiser = self.model.denoiser
+            return bits_per_dimension(denoiser, x, noise, condition, steps=steps, probes=probes)
+
+        return [self._mean_bits("bits per dimension (flow)", bits, settings, note)]
+
+    def _mean_bits(
+        self,
+        name: str,
+        bits: Callable[[Tensor, Noise, Condition], Tensor],
+        settings: dict[str, Any],
+        note: str,
+    ) -> Measure:
+        """The mean of bits(x, noise, condition) over evenly spread held-out images."""
+        count = settings["images"]
         rows = np.linspace(0, len(self.held) - 1, count).astype(np.int64)
-        objective = Bound(settings["steps"])
-        found = []
+        labels, found = self.held.targets, []
         for start in range(0, count, settings["batch"]):
             part = rows[start : start + settings["batch"]]
-            x0 = self.held.tensor(part)
-            labels = self.held.targets
             condition = None
             if self.model.classes and labels is not None:
                 condition = {"label": torch.from_numpy(labels[part])}
-            noise = Noise(settings["seed"], part.tolist())
-            found.append(objective.bits_per_dimension(self.model.denoiser, x0, noise, condition, terms))
-            self._tell("bits per dimension", start + len(part), count)
-        bits = torch.cat(found)
-        mean, half = float(bits.mean()), 1.96 * float(bits.std()) / count**0.5
-        note = f"upper bound on -log2 p(x), {settings['steps']}-step chain, {terms} evaluations an image"
-        return [Measure("bits per dimension", mean, mean - half, mean + half, count, "lower", note=note)]
+            found.append(bits(self.held.tensor(part), Noise(settings["seed"], part.tolist()), condition))
+            self._tell(name, start + len(part), count)
+        each = torch.cat(found)
+        mean, half = float(each.mean()), 1.96 * float(each.std()) / count**0.5
+        return Measure(name, mean, mean - half, mean + half, count, "lower", note=note)
 
     def cost(self, settings: dict[str, Any]) -> list[Measure]:
         """Evaluations of the denoiser and GFLOP for one sample: counted, so without an interval."""
@@ -158,7 +186,7 @@ class Bench:
     def figures(self, settings: dict[str, Any]) -> list[Measure]:
         """The measures that a receipt's "sampling" describes. Raises DataError for a kind there is none of."""
         kinds = {"quality": lambda: self.quality(_built(settings)), "bound": lambda: self.bound(settings)}
-        kinds["cost"] = lambda: self.cost(settings)
+        kinds |= {"likelihood": lambda: self.likelihood(settings), "cost": lambda: self.cost(settings)}
         return kinds[choose(settings.get("what"), kinds, "kind of receipt", DataError)]()
 
     def recompute(self, receipt: Receipt, tolerance: float = 1e-6) -> list[Agreement]:
@@ -273,7 +301,14 @@ def judge(
         bound = {"what": "bound", "steps": bench.recipe.objective.steps, "terms": config.bound_terms}
         bound |= {"images": min(config.bound_images, len(bench.held)), "seed": plan["seed"], "batch": 250}
         measures += attest("bound", bound)
+    if config.likelihood_images:
+        flow = {"what": "likelihood", "steps": config.likelihood_steps, "probes": config.likelihood_probes}
+        flow |= {"images": min(config.likelihood_images, len(bench.held)), "seed": plan["seed"], "batch": 250}
+        measures += attest("likelihood", flow)
     curve = []
+    if isinstance(model.sampling.solver, Driver) and (steps or config.steps):
+        say(f"no comparison of numbers of steps: the {model.sampling.solver.kind} solver chooses its own")
+        steps = ()
     for number in config.steps if steps is None else steps:
         names = [name for name in CURVE if name != "agreement" or any(m.name == name for m in measures)]
         point = plan | {
@@ -300,6 +335,7 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3, steps: int | 
     label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
     flops = count_flops(model.denoiser, x, 0.5, label)
     counter = CallCounter(model.denoiser)
+    steps = None if isinstance(model.sampling.solver, Driver) else steps
     counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
     condition = {"label": [k % len(model.classes) for k in range(count)]} if model.classes else None
     return measure_cost(

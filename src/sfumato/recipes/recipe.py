@@ -113,6 +113,12 @@ class EvaluationConfig(_Section):
     """Held-out images whose variational bound (bits per dimension) is computed; 0: none."""
     bound_terms: Annotated[int, Field(ge=1)] = 50
     """Strata of the bound's sum that are evaluated for each image."""
+    likelihood_images: Annotated[int, Field(ge=0)] = 0
+    """Held-out images whose exact log-probability under the flow (bits per dimension) is computed; 0: none."""
+    likelihood_probes: Annotated[int, Field(ge=0)] = 4
+    """Random probes of the divergence for each image, at least 4; 0: the exact trace, for small pictures."""
+    likelihood_steps: Annotated[int, Field(ge=2)] = 10
+    """Steps of the flow, of about nine evaluations each."""
     seed: Annotated[int, Field(ge=0)] = 1
 
 

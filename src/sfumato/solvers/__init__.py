@@ -8,8 +8,11 @@ from typing import Any
 from ..errors import SolverError, choose
 from .adams import DEIS, Adams, adams_weights
 from .adams_moulton import AdamsMoulton
+from .adaptive import AdaptiveODE
+from .adaptive_sde import AdaptiveSDE
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M, DPMpp3M, DPMppS, DPMSolver
+from .driver import Adaptive, Unfinished
 from .euler_maruyama import EulerMaruyama
 from .grid import (
     GRIDS,
@@ -26,11 +29,12 @@ from .grid import (
 )
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
+from .likelihood import LogLikelihood, log_likelihood
 from .pndm import PLMS, PNDM
 from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
 from .sa import SASolver
 from .sde_dpm import SDEDPMpp, brownian
-from .solver import FRAMES, RATES, Callback, Solver, integrate, sample, steps_within
+from .solver import FRAMES, RATES, Callback, Driver, Run, Solver, integrate, sample, steps_within
 from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -39,6 +43,7 @@ SOLVERS: dict[str, type[Solver]] = {
         *(AdamsMoulton, Ancestral, DDIM, Euler, Heun, RungeKutta, EDMSolver),
         *(Adams, DEIS, DPMSolver, DPMppS, DPMpp2M, DPMpp3M, UniPC, PNDM, PLMS),
         *(EulerMaruyama, SDEDPMpp, SASolver, AnnealedLangevin, PredictorCorrector),
+        *(AdaptiveODE, AdaptiveSDE),
     )
 }
 
@@ -89,6 +94,9 @@ __all__ = [
     "TABLEAUX",
     "Adams",
     "AdamsMoulton",
+    "Adaptive",
+    "AdaptiveODE",
+    "AdaptiveSDE",
     "Ancestral",
     "AngleGrid",
     "AnnealedLangevin",
@@ -98,6 +106,7 @@ __all__ = [
     "DPMpp2M",
     "DPMpp3M",
     "DPMppS",
+    "Driver",
     "EDMSolver",
     "Euler",
     "EulerMaruyama",
@@ -105,14 +114,17 @@ __all__ = [
     "Grid",
     "Heun",
     "KarrasGrid",
+    "LogLikelihood",
     "LogSNRGrid",
     "PredictorCorrector",
     "QuadraticGrid",
+    "Run",
     "RungeKutta",
     "SASolver",
     "SDEDPMpp",
     "Solver",
     "Tableau",
+    "Unfinished",
     "UniPC",
     "UniformGrid",
     "adams_weights",
@@ -122,6 +134,7 @@ __all__ = [
     "check_levels",
     "check_solver",
     "integrate",
+    "log_likelihood",
     "sample",
     "steps_within",
 ]

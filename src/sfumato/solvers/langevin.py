@@ -40,7 +40,7 @@ what the solver got wrong is forgotten at the rate q. Clean data are not correct
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor

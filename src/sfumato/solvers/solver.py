@@ -40,7 +40,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -102,6 +102,35 @@ class Solver:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
+
+
+class Run(NamedTuple):
+    """What a driver's run gave: samples (batch, ...), and the evaluations of the denoiser that each cost (batch,)."""
+
+    x: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Driver(Solver):
+    """Base of the solvers that choose their own levels: `integrate` calls their `solve`, and they have no `step`."""
+
+    def solve(
+        self,
+        denoiser: Denoises,
+        first: Level,
+        last: Level,
+        x: Tensor,
+        noise: Keyed,
+        condition: Condition = None,
+        callback: Callback | None = None,
+    ) -> Run:
+        """Take x from level `first` to level `last`, and say what it cost.
+
+        callback(done, total, x, None) is told how far the slowest sample is. Raises SolverError naming the sample
+        where a state stops being finite.
+        """
+        raise NotImplementedError
 
 
 class Frame(Protocol):
@@ -202,8 +231,9 @@ def integrate(
     condition: Condition = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Drive a solver from x at levels[0] to levels[-1]. The one loop of the package.
+    """Drive a solver from x at levels[0] to levels[-1]. The one loop over a grid.
 
+    A `Driver` takes the two ends of the levels and goes its own way between them.
     noise: keyed by sample; step i of the loop draws from key i + 1 (key 0 is the prior's).
     callback(i, steps, x, prediction) sees the state after step i and the step's last prediction.
     Raises SolverError for a process the solver does not serve, a grid that goes the wrong way or is too short for the
@@ -211,6 +241,8 @@ def integrate(
     """
     process = denoiser.process
     check_run(solver, process, levels)
+    if isinstance(solver, Driver):
+        return solver.solve(denoiser, levels[0], levels[-1], x, noise, condition, callback).x
     steps, last = len(levels) - 1, None
 
     def denoise(x_t: Tensor, level: Level) -> Prediction:
