@@ -7,8 +7,8 @@ Deterministic solvers: the largest error on a three-dimensional Gaussian, betwee
 at 16 to 256 steps; the order is the slope of log(error) over log(1/steps). A long memory is fitted at 96 to 384 steps
 after short first ones, as `check_solver` fits it; "equal steps" is what it states for a run without those. Stochastic
 solvers: the same of the error of the output's deviation on a one-dimensional Gaussian, which is known exactly too (weak
-order). EDM's churn is a share of noise renewed in each step: it is divided by the number of steps here, as Karras et al.
-divide S_churn.
+order). EDM's churn is a share of noise renewed in each step: here it is divided by the number of steps, as in Karras et
+al.'s S_churn.
 """
 
 from __future__ import annotations
