@@ -121,7 +121,7 @@ class Driver(Solver):
         first: Level,
         last: Level,
         x: Tensor,
-        noise: Keyed,
+        noise: Any,
         condition: Condition = None,
         callback: Callback | None = None,
     ) -> Run:

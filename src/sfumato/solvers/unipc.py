@@ -64,10 +64,12 @@ class UniPC(Solver):
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
-        last, x_last, said = carry or (None, None, ())
-        said = (ask(_FRAME, denoise, process, x, t), *said)
-        if last is not None and self.corrector:
-            x = self._move(process, x_last, last, t, said)
+        said = (ask(_FRAME, denoise, process, x, t),)
+        if carry is not None:
+            last, x_last, before = carry
+            said = (*said, *before)
+            if self.corrector:
+                x = self._move(process, x_last, last, t, said)
         said = said[: self.predictor]
         return self._move(process, x, t, s, said), (t, x, said)
 
