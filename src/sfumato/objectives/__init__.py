@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import choose
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .denoising import Batch, Denoising, Objective, drop_condition
+from .phase import PhaseScoreMatching
 from .times import TIMES, LogitNormal, LogNormal, Times, Uniform, build_times
 from .weighting import (
     SNR,
@@ -32,6 +33,7 @@ __all__ = [
     "LogitNormal",
     "MinSNR",
     "Objective",
+    "PhaseScoreMatching",
     "Plain",
     "SigmoidWeighting",
     "Times",
@@ -55,14 +57,18 @@ def build_objective(
     classes: int = 0,
     steps: int = 1000,
 ) -> Objective:
-    """An objective from the values a recipe writes: "denoising", "hybrid" or "bound"."""
-    choose(kind, ["denoising", "hybrid", "bound"], "objective")
-    denoising = Denoising(
-        build_weighting(**(weighting or {"kind": "plain", "space": "velocity"})),
+    """An objective from the values a recipe writes: "denoising", "hybrid", "bound", or for the process cld "hsm", "dsm"."""
+    choose(kind, ["denoising", "hybrid", "bound", "hsm", "dsm"], "objective")
+    phase = kind in ("hsm", "dsm")
+    settings = (
+        build_weighting(**(weighting or {"kind": "plain", "space": "eps" if phase else "velocity"})),
         build_times(**(times or {"kind": "uniform"})),
         drop,
         classes if drop else 0,
     )
+    if phase:
+        return PhaseScoreMatching(*settings, hybrid=kind == "hsm")
+    denoising = Denoising(*settings)
     if kind == "denoising":
         return denoising
     return Bound(steps) if kind == "bound" else Hybrid(denoising, Bound(steps))

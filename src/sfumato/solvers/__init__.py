@@ -21,11 +21,13 @@ from .grid import (
     check_levels,
 )
 from .laws import check_solver
+from .phase import SSCS, PhaseBridge, PhaseEuler, PhaseHeun
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
 SOLVERS: dict[str, type[Solver]] = {
-    cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
+    cls.kind: cls
+    for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver, SSCS, PhaseEuler, PhaseHeun, PhaseBridge)
 }
 
 
@@ -42,6 +44,7 @@ __all__ = [
     "FRAMES",
     "GRIDS",
     "SOLVERS",
+    "SSCS",
     "Ancestral",
     "Callback",
     "CosineGrid",
@@ -53,6 +56,9 @@ __all__ = [
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
+    "PhaseBridge",
+    "PhaseEuler",
+    "PhaseHeun",
     "QuadraticGrid",
     "Solver",
     "UniformGrid",
