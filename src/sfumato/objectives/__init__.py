@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import choose
+from ..errors import RecipeError, choose
+from ..processes import Langevin
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .denoising import Batch, Denoising, Objective, drop_condition
 from .phase import PhaseScoreMatching
@@ -42,6 +43,7 @@ __all__ = [
     "build_objective",
     "build_times",
     "build_weighting",
+    "check_trains",
     "discretised_log_likelihood",
     "drop_condition",
     "gaussian_kl",
@@ -72,3 +74,11 @@ def build_objective(
     if kind == "denoising":
         return denoising
     return Bound(steps) if kind == "bound" else Hybrid(denoising, Bound(steps))
+
+
+def check_trains(objective: Objective, process: Any) -> None:
+    """Raise RecipeError unless the objective is one for this kind of process."""
+    phase = isinstance(process, Langevin)
+    if isinstance(objective, PhaseScoreMatching) != phase:
+        allowed = "'hsm' or 'dsm'" if phase else "'denoising', 'hybrid' or 'bound'"
+        raise RecipeError(f"the {'cld' if phase else 'gaussian'} process is trained by {allowed}, not by the other kind")

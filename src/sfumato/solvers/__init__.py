@@ -23,7 +23,7 @@ from .grid import (
 from .laws import check_solver
 from .phase import SSCS, PhaseBridge, PhaseEuler, PhaseHeun
 from .runge_kutta import EDMSolver, Euler, Heun
-from .solver import FRAMES, Callback, Solver, integrate, sample
+from .solver import FRAMES, Callback, Solver, check_served, integrate, sample
 
 SOLVERS: dict[str, type[Solver]] = {
     cls.kind: cls
@@ -65,6 +65,7 @@ __all__ = [
     "build_grid",
     "build_solver",
     "check_levels",
+    "check_served",
     "check_solver",
     "integrate",
     "sample",

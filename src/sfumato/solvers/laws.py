@@ -77,29 +77,40 @@ def output_law(
     solver: Solver, denoiser: Denoises, levels: Sequence[Level], mean: float, variance: float
 ) -> tuple[float, float]:
     """(mean, variance) of a run's output, exactly, on one-dimensional Gaussian data from x_t ~ N(mean, variance)."""
+    start = torch.tensor([mean], dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64)
+    end = affine_law(solver, denoiser, levels, *start)
+    return float(end[0]), float(end[1])
+
+
+def affine_law(
+    solver: Solver, denoiser: Denoises, levels: Sequence[Level], mean: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(mean (dim,), covariance (dim, dim)) of a run's output, exactly, on Gaussian data from a state with these."""
+    dim = len(mean)
     count = _Impulses(-1)
-    integrate(denoiser, solver, levels, torch.zeros(1, 1, dtype=torch.float64), count)  # type: ignore[arg-type]
-    x = torch.zeros(count.calls + 2, 1, dtype=torch.float64)
-    x[1] = 1
-    out = integrate(denoiser, solver, levels, x, _Impulses(2))[:, 0]  # type: ignore[arg-type]
-    gains = out[1:] - out[0]
-    return float(out[0] + gains[0] * mean), float(gains[0] ** 2 * variance + (gains[1:] ** 2).sum())
+    integrate(denoiser, solver, levels, torch.zeros(1, dim, dtype=torch.float64), count)  # type: ignore[arg-type]
+    x = torch.zeros(1 + dim + count.draws, dim, dtype=torch.float64)
+    x[1 : 1 + dim] = torch.eye(dim)
+    out = integrate(denoiser, solver, levels, x, _Impulses(1 + dim))  # type: ignore[arg-type]
+    over, drawn = (out[1:] - out[0]).split([dim, count.draws])  # rows: where a one in the start, in a draw, ends
+    return out[0] + mean @ over, over.T @ covariance @ over + drawn.T @ drawn
 
 
 class _Impulses:
-    """In place of noise: the j-th draw of a run is one in row first + j and zero in all others."""
+    """In place of noise: the j-th number that a run draws is one in row first + j and zero in all others."""
 
     def __init__(self, first: int):
-        self.first, self.calls = first, 0
+        self.first, self.draws = first, 0
 
     def at(self, step: int) -> _Impulses:
         return self
 
     def normal(self, like: Tensor, stream: int = 0) -> Tensor:
-        draw = torch.zeros_like(like)
+        draw, numbers = torch.zeros_like(like), like.shape[1]
         if self.first >= 0:
-            draw[self.first + self.calls] = 1
-        self.calls += 1
+            row = self.first + self.draws
+            draw[row : row + numbers] = torch.eye(numbers, dtype=like.dtype)
+        self.draws += numbers
         return draw
 
 
