@@ -210,7 +210,7 @@ class Langevin(Rows):
         size = self.spread_of_data(time).diagonal(dim1=-2, dim2=-1).rsqrt()
         low = self._inner(time)
         x, v = x_t.chunk(2, 1)
-        share = torch.as_tensor(level.sigma, device=x.device) / low[..., 1, 1]
+        share = torch.as_tensor(level.sigma, dtype=low.dtype, device=x.device) / low[..., 1, 1]
         seen = fit(share, v) * (v - fit(low[..., 1, 0] / low[..., 0, 0], x) * x)
         return torch.cat([fit(size[..., 0], x) * x, fit(size[..., 1], v) * v], 1), seen
 
