@@ -321,7 +321,7 @@ def test_the_hybrid_target_varies_less():
     denoiser = exact()
     x0 = 0.7 + math.sqrt(0.3) * Noise(0, 4000).normal(torch.empty(4000, 1, dtype=torch.float64))
     losses = [
-        float(PhaseScoreMatching(build_objective("hsm").weighting, Fixed(0.003), hybrid=hybrid)(
+        float(PhaseScoreMatching(build_objective("hsm").weighting, Fixed(0.001), hybrid=hybrid)(
             denoiser, {"x": x0}, BatchNoise(0, 0))[1]["error"].mean())
         for hybrid in (True, False)
     ]  # fmt: skip
