@@ -40,7 +40,9 @@ class Perceptron(nn.Module):
         super().__init__()
         self.level = FourierFeatures(32)
         sizes = [inputs + 32, 128, 128, 128]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
+        layers = [
+            part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())
+        ]
         self.body = nn.Sequential(*layers, nn.Linear(128, 2))
 
     def forward(self, x: Tensor, noise_level: Tensor, condition: object = None) -> Tensor:
@@ -90,7 +92,9 @@ def distance(denoiser: object, solver: Solver, evaluations: int, mixture: Gaussi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=4000, help="training steps of either network")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -122,13 +122,17 @@ def test_simulating_the_sde_gives_the_marginal():
     state = torch.cat([torch.full_like(v0, 0.8), v0], 1)
     h = 0.3 / steps
     for _ in range(steps):
-        kicked = process.diffusion() * math.sqrt(h) * torch.randn(many, generator=generator, dtype=torch.float64)
+        kicked = (
+            process.diffusion() * math.sqrt(h) * torch.randn(many, generator=generator, dtype=torch.float64)
+        )
         state = state + h * process.drift(state)
         state[:, 1] += kicked
     mean, sigma = law(process, 0.3, 0.8)
     # 20,000 paths: 3 standard errors are 0.02 deviations of a mean and 0.03 of a variance; steps add 0.01
     assert ((state.mean(0) - mean).abs() / sigma.diagonal().sqrt()).max() < 0.03
-    assert ((state.T.cov() - sigma).abs() / sigma.diagonal().sqrt().outer(sigma.diagonal().sqrt())).max() < 0.04
+    assert (
+        (state.T.cov() - sigma).abs() / sigma.diagonal().sqrt().outer(sigma.diagonal().sqrt())
+    ).max() < 0.04
 
 
 @given(st.floats(1e-7, 1.0))
@@ -236,7 +240,9 @@ def test_what_the_mixed_network_must_say_has_unit_size(t):
 @pytest.mark.parametrize("kind", ["mixed", "x0", "eps", "v", "edm"])
 def test_denoisers_of_every_row_hold_the_laws(kind):
     torch.manual_seed(0)
-    network = build("unet", in_channels=2, out_channels=1, size=8, width=8, multipliers=[1], blocks=[1], embedding=16)
+    network = build(
+        "unet", in_channels=2, out_channels=1, size=8, width=8, multipliers=[1], blocks=[1], embedding=16
+    )
     with torch.no_grad():
         for weight in network.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
@@ -314,7 +320,9 @@ def test_hybrid_and_denoising_score_matching_have_the_true_score_as_their_minimi
     optimiser.step(lambda: (optimiser.zero_grad(), value := loss(), value.backward())[1])
     state = process.corrupt(x0[:2000], t, Noise(5, 2000).normal(x0[:2000].repeat(1, 2)))
     gap = denoiser(state, t).eps - exact(mean, variance, process)(state, t).eps
-    assert float(gap.detach().square().mean().sqrt()) < 0.03  # 20,000 examples: 1/sqrt(20000) for each of three parameters
+    assert (
+        float(gap.detach().square().mean().sqrt()) < 0.03
+    )  # 20,000 examples: 1/sqrt(20000) for each of three parameters
 
 
 def test_the_hybrid_target_varies_less():
@@ -336,7 +344,9 @@ def test_the_two_kinds_of_objective_and_process_do_not_mix():
     with pytest.raises(RecipeError, match="'denoising'"):
         check_trains(PhaseScoreMatching(), Gaussian(Flow()))
     with pytest.raises(RecipeError, match="cld"):
-        PhaseScoreMatching()(Denoiser(nn.Identity(), Gaussian(Flow())), {"x": torch.zeros(2, 1)}, BatchNoise(0, 0))
+        PhaseScoreMatching()(
+            Denoiser(nn.Identity(), Gaussian(Flow())), {"x": torch.zeros(2, 1)}, BatchNoise(0, 0)
+        )
 
 
 # -- the solvers -----------------------------------------------------------------------------------------------------
@@ -397,7 +407,9 @@ def test_the_last_step_is_the_papers_to_first_order():
     process, denoiser = Langevin(), exact(0.7, 0.3)
     gaps = []
     for t in (2e-4, 1e-4, 5e-5):
-        state = process.corrupt(torch.tensor([[0.5]], dtype=torch.float64), t, torch.tensor([[0.4, -1.2]]).double())
+        state = process.corrupt(
+            torch.tensor([[0.5]], dtype=torch.float64), t, torch.tensor([[0.4, -1.2]]).double()
+        )
         ours = process.data(integrate(denoiser, SSCS(), [process.level(t), CLEAN], state, Noise(0, 1)))
         papers = state[:, :1] - t * process.drift(state)[:, :1]
         moved = float((state[:, :1] - papers).abs())
@@ -408,7 +420,9 @@ def test_the_last_step_is_the_papers_to_first_order():
 
 @pytest.mark.parametrize("grid", [UniformGrid(), QuadraticGrid(), FlowGrid()], ids=lambda grid: grid.kind)
 def test_samples_are_data_and_depend_on_their_seed_alone(grid):
-    mixture = GaussianMixture(Gaussian(Flow()), *float64([[-1.0, 0.5], [1.0, 0.0]], [[0.04, 0.04], [0.04, 0.04]]))
+    mixture = GaussianMixture(
+        Gaussian(Flow()), *float64([[-1.0, 0.5], [1.0, 0.0]], [[0.04, 0.04], [0.04, 0.04]])
+    )
     denoiser = InPhase(mixture, Langevin())
     levels = grid.levels(denoiser.process, 12)
     like = torch.empty(0, dtype=torch.float64)
@@ -432,10 +446,20 @@ def test_solvers_refuse_what_they_do_not_serve():
 def small_model(process):
     torch.manual_seed(0)
     network = build(
-        "unet", in_channels=2, out_channels=1, size=8, classes=3, width=8, multipliers=[1], blocks=[1], embedding=16
+        "unet",
+        in_channels=2,
+        out_channels=1,
+        size=8,
+        classes=3,
+        width=8,
+        multipliers=[1],
+        blocks=[1],
+        embedding=16,
     )
     domain = Images(size=8, channels=1, classes=("a", "b", "c"))
-    return Model(Denoiser(network, process, "mixed"), domain, Sampling(SSCS(), FlowGrid(), steps=5, guidance=1.5))
+    return Model(
+        Denoiser(network, process, "mixed"), domain, Sampling(SSCS(), FlowGrid(), steps=5, guidance=1.5)
+    )
 
 
 def test_models_sample_pictures_and_survive_the_bundle(tmp_path):
@@ -451,7 +475,11 @@ def test_models_sample_pictures_and_survive_the_bundle(tmp_path):
 
 def test_recipes_say_which_process():
     recipe = read_recipe("digits-cld")
-    assert (recipe.process.kind, recipe.process.schedule, recipe.objective.kind) == ("cld", {"kind": "cld"}, "hsm")
+    assert (recipe.process.kind, recipe.process.schedule, recipe.objective.kind) == (
+        "cld",
+        {"kind": "cld"},
+        "hsm",
+    )
     assert recipe_from(recipe.model_dump(mode="json")) == recipe
 
 
@@ -484,9 +512,13 @@ def test_there_is_no_bound_in_phase_space():
 def test_training_keeps_its_error_by_noise_level():
     model = small_model(Langevin(sigma_data=0.5))
     objective = build_objective("hsm", weighting={"kind": "plain", "space": "v"})
-    batch = {"x": torch.randn(16, 1, 8, 8).clamp(-1, 1), "condition": {"label": torch.zeros(16, dtype=torch.long)}}
+    batch = {
+        "x": torch.randn(16, 1, 8, 8).clamp(-1, 1),
+        "condition": {"label": torch.zeros(16, dtype=torch.long)},
+    }
     loss, figures = objective(model.denoiser, batch, BatchNoise(0, 0))
     assert loss.shape == figures["log_snr"].shape == figures["error"].shape == (16,)
-    assert figures["log_snr"].isfinite().all() and figures["error"].isfinite().all()
+    assert figures["log_snr"].isfinite().all()
+    assert figures["error"].isfinite().all()
     loss.mean().backward()
     assert replace(objective, drop=0.1, classes=3).drop == 0.1

@@ -81,4 +81,6 @@ def check_trains(objective: Objective, process: Any) -> None:
     phase = isinstance(process, Langevin)
     if isinstance(objective, PhaseScoreMatching) != phase:
         allowed = "'hsm' or 'dsm'" if phase else "'denoising', 'hybrid' or 'bound'"
-        raise RecipeError(f"the {'cld' if phase else 'gaussian'} process is trained by {allowed}, not by the other kind")
+        raise RecipeError(
+            f"the {'cld' if phase else 'gaussian'} process is trained by {allowed}, not by the other kind"
+        )

@@ -249,7 +249,9 @@ class Langevin(Rows):
         )
         a = inverse @ self.schedule.mean(time)[..., None]  # L^-1 a
         q = (a**2).sum((-2, -1))
-        weights = (a.mT @ inverse)[..., 0, :] / torch.sqrt(q * (1 + q))[..., None]  # alpha / q = 1 / sqrt(q (1 + q))
+        weights = (a.mT @ inverse)[..., 0, :] / torch.sqrt(q * (1 + q))[
+            ..., None
+        ]  # alpha / q = 1 / sqrt(q (1 + q))
         x, v = state.chunk(2, 1)
         seen = fit(weights[..., 0], x) * x + fit(weights[..., 1], v) * v
         found = (q / (1 + q)).sqrt(), (1 + q).rsqrt(), q.log()
@@ -297,5 +299,7 @@ def build_critically_damped(kind: str = "cld", **config: Any) -> CriticallyDampe
     if kind != "cld":
         raise SolverError(f"the cld process has a schedule of its own (beta, mass, gamma), not {kind!r}")
     for name in config:
-        choose(name, [field.name for field in fields(CriticallyDamped)], "value of the cld schedule", SolverError)
+        choose(
+            name, [field.name for field in fields(CriticallyDamped)], "value of the cld schedule", SolverError
+        )
     return CriticallyDamped(**config)

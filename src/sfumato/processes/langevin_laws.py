@@ -35,9 +35,15 @@ def check_langevin(process: Langevin, points: int = 25) -> None:
         _close(low @ low.mT, here, 1e-9, "L L^T is not the covariance")
         require(bool((low[..., 0, 0] > 0).all() and (low[..., 1, 1] < 0).all()), "L is singular")
     prior = torch.diag(torch.tensor([1.0, law.mass], dtype=torch.float64))
-    gap = float(((law.covariance(process.at(1.0)) - prior) / prior.diagonal().sqrt().outer(prior.diagonal().sqrt())).abs().max())
+    gap = float(
+        ((law.covariance(process.at(1.0)) - prior) / prior.diagonal().sqrt().outer(prior.diagonal().sqrt()))
+        .abs()
+        .max()
+    )
     gap = max(gap, float(law.mean(process.at(1.0)).abs().max()))
-    require(gap < 0.02, f"at t = 1 the diffusion is off its prior by {gap:.1e}: beta / sqrt(mass) is too small")
+    require(
+        gap < 0.02, f"at t = 1 the diffusion is off its prior by {gap:.1e}: beta / sqrt(mass) is too small"
+    )
     log_snr = law.log_snr(t)
     require(bool((log_snr.diff() < 0).all()), "the log-SNR of the rows must fall with time")
     _close(law.time(log_snr), t, 1e-7, "time(log_snr(t)) must be t")

@@ -130,7 +130,9 @@ class Bench:
         """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
         count, terms = settings["images"], settings["terms"]
         if not isinstance(self.model.denoiser.process, Gaussian):
-            raise DataError("the variational bound is that of a gaussian process: set evaluation.bound_images=0")
+            raise DataError(
+                "the variational bound is that of a gaussian process: set evaluation.bound_images=0"
+            )
         rows = np.linspace(0, len(self.held) - 1, count).astype(np.int64)
         objective = Bound(settings["steps"])
         found = []

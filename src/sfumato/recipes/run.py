@@ -96,7 +96,9 @@ def set_up(recipe: Recipe) -> Experiment:
         )
     sigma_data = recipe.process.sigma_data or _root_mean_square(data)
     with _section("process"):
-        process = build_process(recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
+        process = build_process(
+            recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data
+        )
     channels = process.state_shape(domain.shape)[0]
     settings = {"in_channels": channels, "size": list(domain.shape[1:]), "classes": classes}
     outputs = domain.shape[0] * (2 if recipe.denoiser.learned_variance else 1)

@@ -94,7 +94,9 @@ def affine_law(
     x = torch.zeros(1 + dim + count.draws, dim, dtype=torch.float64)
     x[1 : 1 + dim] = torch.eye(dim)
     out = integrate(denoiser, solver, levels, x, _Impulses(1 + dim))  # type: ignore[arg-type]
-    over, drawn = (out[1:] - out[0]).split([dim, count.draws])  # rows: where a one in the start, in a draw, ends
+    over, drawn = (out[1:] - out[0]).split(
+        [dim, count.draws]
+    )  # rows: where a one in the start, in a draw, ends
     return out[0] + mean @ over, over.T @ covariance @ over + drawn.T @ drawn
 
 
@@ -193,7 +195,8 @@ def phase_errors(solver: Solver, steps: Sequence[int] = STEPS) -> list[float]:
 
     errors = []
     for count in steps:
-        levels = interior_levels(process, count)
+        # between these times no solver is stiff: at the data the score of v has the slope 1 / gamma
+        levels = process.schedule.levels(torch.linspace(0.3, 0.07, count + 1, dtype=torch.float64))
         got, want = affine_law(solver, exact, levels, *law(levels[0])), law(levels[-1])
         size = want[1].diagonal().sqrt()
         errors.append(
@@ -209,7 +212,7 @@ def _check_phase(solver: Solver, name: str) -> None:
     errors = phase_errors(solver)
     order = fitted_order(STEPS, errors)
     require(
-        solver.order - 0.25 < order < solver.order + 0.4,
+        abs(order - solver.order) < 0.2,
         f"{name} states order {solver.order} but its law on a Gaussian errs with order {order:.2f}: "
         f"{', '.join(f'{error:.1e}' for error in errors)} at {STEPS} steps",
     )
