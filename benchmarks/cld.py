@@ -3,19 +3,20 @@
     python benchmarks/cld.py                     train both for 4,000 steps, print the table
     python benchmarks/cld.py --steps 8000        longer
 
-Data: nine bumps of deviation 0.15 on a 3 x 3 lattice in the plane, weights 1 to 9. Two multilayer perceptrons, equal but for
-the width of their input, see the same number of batches of 512 under Adam: one under rectified flow (row v), one in phase
-space (hybrid score matching, row mixed). Each is sampled with solvers of its process at equal evaluations of the network, and
-so is the exact denoiser, which shows what of the distance is the solver's. "in phase" is the first network, sampled in phase
-space through `InPhase`, without any further training.
+Data: nine bumps of deviation 0.15 on a 3 x 3 lattice in the plane, weights 1 to 9. Two multilayer perceptrons,
+equal but for the width of their input, see the same number of batches of 512 under Adam: one under rectified flow
+(row v), one in phase space (hybrid score matching, row mixed). Each is sampled with solvers of its process at equal
+evaluations of the network, and so is the exact denoiser, which shows what of the distance is the solver's. "in
+phase" is the first network, sampled in phase space through `InPhase`, without any further training.
 
-Distance: sliced Wasserstein-2 over 64 directions between 8,000 samples and 8,000 of the data, mean and standard deviation over
-three seeds; the floor is that between data and data.
+Distance: sliced Wasserstein-2 over 64 directions between 8,000 samples and 8,000 of the data, mean and standard
+deviation over three seeds; the floor is that between data and data.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 
 import torch
@@ -40,9 +41,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.level = FourierFeatures(32)
         sizes = [inputs + 32, 128, 128, 128]
-        layers = [
-            part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())
-        ]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(128, 2))
 
     def forward(self, x: Tensor, noise_level: Tensor, condition: object = None) -> Tensor:

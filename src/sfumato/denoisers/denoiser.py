@@ -5,13 +5,15 @@
 Everything downstream (solvers, guidance, exporters) sees only this. The network sees inputs of unit size and one
 number for the noise level, whatever the schedule:
 
-    y = network(c_in x_t, c_noise, condition),   c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),   c_noise = -lambda/8,
+    y = network(c_in x_t, c_noise, condition),   c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),
+    c_noise = -lambda/8,
 
 which for alpha = 1 are EDM's c_in and c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1). With the row `edm` the
 whole is EDM's preconditioning D = c_skip x + c_out F; other rows differ in the row alone. Because the network is told
 the log-SNR and not the time, a trained network can be sampled under any schedule of the same path's shape.
 
-In phase space the input is (x, v), each part of unit size, and the answer is about the noise of v (`processes.langevin`).
+In phase space the input is (x, v), each part of unit size, and the answer is about the noise of v
+(`processes.langevin`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """A Gaussian denoiser seen from phase space.
 
-Given x_0 the state (x, v) of critically-damped Langevin diffusion is a x_0 plus noise whose 2x2 covariance is known, so all that
-it says of x_0 is in one weighted sum of its two parts, y = x_0 + white noise (`Langevin.sufficient`). Hence
+Given x_0 the state (x, v) of critically-damped Langevin diffusion is a x_0 plus noise whose 2x2 covariance is
+known, so all that it says of x_0 is in one weighted sum of its two parts, y = x_0 + white noise
+(`Langevin.sufficient`). Hence
 
     E[x_0 | x, v] = E[x_0 | y],
 
-and whoever can denoise y, a Gaussian state, can denoise (x, v): an exact mixture, or a network trained without a velocity.
+and whoever can denoise y, a Gaussian state, can denoise (x, v): an exact mixture, or a network trained without a
+velocity.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from .denoiser import Condition, Denoises
 class InPhase(nn.Module):
     """The denoiser of (x, v) under a Langevin process that a Gaussian process's denoiser contains.
 
-    E[x_0 | x, v] = E[x_0 | y] with y = a Sigma^-1 (x, v) / q at signal-to-noise ratio q. States (batch, 2 channels, ...), data
-    and predictions (batch, channels, ...). Raises SolverError for a denoiser that is no Gaussian's.
+    E[x_0 | x, v] = E[x_0 | y] with y = a Sigma^-1 (x, v) / q at signal-to-noise ratio q. States (batch, 2 channels,
+    ...), data and predictions (batch, channels, ...). Raises SolverError for a denoiser that is no Gaussian's.
     """
 
     def __init__(self, denoiser: Denoises, process: Langevin):

@@ -59,7 +59,7 @@ def build_objective(
     classes: int = 0,
     steps: int = 1000,
 ) -> Objective:
-    """An objective from the values a recipe writes: "denoising", "hybrid", "bound", or for the process cld "hsm", "dsm"."""
+    """An objective from the values a recipe writes: "denoising", "hybrid", "bound", and for cld "hsm", "dsm"."""
     choose(kind, ["denoising", "hybrid", "bound", "hsm", "dsm"], "objective")
     phase = kind in ("hsm", "dsm")
     settings = (

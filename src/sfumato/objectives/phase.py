@@ -1,14 +1,14 @@
 """Score matching in phase space, for critically-damped Langevin diffusion (`processes.langevin`).
 
 Only the score of v is needed, and given where a state came from it is known: with (x, v) = mean + L (eps_x, eps) it is
--eps / L_vv. Two choices of "where it came from" have the same minimiser (Dockhorn et al. 2022, eq. 8 and app. B):
+-eps / L_vv. Two choices of "where it came from" have the same minimiser (Dockhorn et al. 2022):
 
     hybrid     from x_0, the initial velocity integrated out      Sigma of gamma,  L_vv ~ sqrt(t)
     denoising  from x_0 and v_0                                   Sigma of gamma = 0
 
-The network's target is the row of (x_0, eps) under the hybrid L. The denoising target is the same score, so its eps is the
-hybrid one times the ratio of the two L_vv, and its x_0 is what that eps makes of the same state. The hybrid target varies
-less around its mean near the data (app. B), where v_0 says more about the noise than x_0 does.
+The network's target is the row of (x_0, eps) under the hybrid L. The denoising target is the same score, so its eps
+is the hybrid one times the ratio of the two L_vv, and its x_0 is what that eps makes of the same state. The hybrid
+target varies less around its mean near the data, where v_0 says more about the noise than x_0 does.
 """
 
 from __future__ import annotations

@@ -4,16 +4,17 @@ Dockhorn, Vahdat & Kreis 2022 (arXiv 2112.07068). Beside the data x stands a vel
 
     dx = beta M^-1 v dt,      dv = -beta x dt - beta Gamma M^-1 v dt + sqrt(2 Gamma beta) dw,       Gamma^2 = 4 M,
 
-with the paper's values M^-1 = 4, beta = 4 (so Gamma = 1), and v_0 ~ N(0, gamma M I), gamma = 0.04. Gamma^2 = 4 M is critical
-damping: the fastest return to equilibrium N(0, I) x N(0, M I) without oscillation. The state is (x, v) along dimension 1.
+with the paper's values M^-1 = 4, beta = 4 (so Gamma = 1), and v_0 ~ N(0, gamma M I), gamma = 0.04. Gamma^2 = 4 M is
+critical damping: the fastest return to equilibrium N(0, I) x N(0, M I) without oscillation. The state is (x, v)
+along dimension 1.
 
-**Moments.** With the clock s = beta t / sqrt(M) and w = v / sqrt(M) the mass leaves the equations. The drift's matrix is then
-[[0, 1], [-1, -2]] = -I + N with N^2 = 0, so its exponential ends after two terms:
+**Moments.** With the clock s = beta t / sqrt(M) and w = v / sqrt(M) the mass leaves the equations. The drift's
+matrix is then [[0, 1], [-1, -2]] = -I + N with N^2 = 0, so its exponential ends after two terms:
 
     Phi(s) = e^-s [[1 + s, s], [-s, 1 - s]],       E (x, w) = a x_0,   a = e^-s (1 + s, -s).
 
-Equilibrium has covariance I, so a start without any spread gathers I - Phi Phi^T, and with y = 2 s and P(3, .) the regularised
-incomplete gamma function (which does not cancel at small s)
+Equilibrium has covariance I, so a start without any spread gathers I - Phi Phi^T, and with y = 2 s and P(3, .) the
+regularised incomplete gamma function (which does not cancel at small s)
 
     Sigma(s) = [[P(3, y), y^2/2 e^-y], [., P(3, y) + 2 y e^-y]] + gamma q q^T,      q = e^-s (s, 1 - s).
 
@@ -21,21 +22,23 @@ gamma > 0 integrates the initial velocity out (hybrid score matching); gamma = 0
 matching), where its mean Phi (0, w_0) is added. det Sigma is summed from terms that do not cancel either.
 
 **Rows.** Only v is driven by noise, so only the score of v is ever needed. Let Sigma = L L^T with L lower triangular,
-L_vv < 0, and (x, v) = a x_0 + L (eps_x, eps). Given x_0 the score of v is -eps / L_vv. The last row r of L^-1 takes x out,
+L_vv < 0, and (x, v) = a x_0 + L (eps_x, eps). Given x_0 the score of v is -eps / L_vv. The last row r of L^-1 gives
 
     r (x, v) = kappa x_0 + eps,      kappa = r a = e^-s (s Sigma_xx + (1 + s) Sigma_xw) / sqrt(Sigma_xx det Sigma) > 0,
 
-which is a Gaussian process in one variable: x' = alpha x_0 + sigma eps with alpha/sigma = kappa. So a prediction is held
-in the same rows as everywhere else, with x' in the place of x_t; the schedule below is that of x', falls from kappa = infinity
-at t = 0, and serves every grid and every distribution of times. What can be known of x_0 is more than x' tells: eps_x does not
-depend on x_0, but (x, v) gives a Sigma^-1 a = kappa^2 + a_x^2 / Sigma_xx as its signal-to-noise ratio, see `sufficient`.
+which is a Gaussian process in one variable: x' = alpha x_0 + sigma eps with alpha/sigma = kappa. So a prediction is
+held in the same rows as everywhere else, with x' in the place of x_t; the schedule below is that of x', falls from
+kappa = infinity at t = 0, and serves every grid and every distribution of times. What can be known of x_0 is more
+than x' tells: eps_x does not depend on x_0, but (x, v) gives a Sigma^-1 a = kappa^2 + a_x^2 / Sigma_xx as its
+signal-to-noise ratio, see `sufficient`.
 
-**Mixed score** (the paper's sec. 4). Were the data N(0, sd^2 I), (x, v) would have the covariance C = Sigma + sd^2 a a^T and
+**Mixed score** (the paper's name). Were the data N(0, sd^2 I), (x, v) would have the covariance C = Sigma + sd^2
+a a^T and
 
     E[eps | x, v] = L_vv (C^-1 (x, v))_v,       Var[eps | x, v] = c^2,   c = sd kappa sqrt(det Sigma / det C).
 
-The row "mixed" lets the network say what is missing from that: eps = L_vv (C^-1 (x, v))_v + c F, F of unit size. The paper
-subtracts v / Sigma_vv; here x has its say too, and c is known, which is Karras et al.'s preconditioning.
+The row "mixed" lets the network say what is missing from that: eps = L_vv (C^-1 (x, v))_v + c F, F of unit size.
+The paper subtracts v / Sigma_vv; here x has its say too, and c is known, which is Karras et al.'s preconditioning.
 """
 
 from __future__ import annotations
@@ -170,7 +173,7 @@ class Langevin(Rows):
 
     # -- the forward law ---------------------------------------------------------------------------------------
     def prior(self, like: Tensor, noise: Draws, level: Level | None = None) -> Tensor:
-        """Where sampling starts: N(0, Sigma + sd^2 a a^T) at the level, which at t = 1 is N(0, I) x N(0, M I) nearly."""
+        """Where sampling starts: N(0, Sigma + sd^2 a a^T), which at t = 1 is nearly N(0, I) x N(0, M I)."""
         return act(factor(self.spread_of_data(self.at(level or 1.0))), noise.normal(like))
 
     def corrupt(self, x0: Tensor, t: Scalar | Level, eps: Tensor, v0: Tensor | None = None) -> Tensor:

@@ -15,8 +15,8 @@
 
   with no Monte Carlo: row j of one batch is given a one in draw j and zeros elsewhere, which reads off c_j. At many
   steps mean and deviation must be the marginal's.
-* **In phase space: the order of its law.** By the same reading-off, the whole mean and 2x2 covariance of (x, v) are known at
-  every number of steps, and their error must fall with the order that is stated.
+* **In phase space: the order of its law.** By the same reading-off, the whole mean and 2x2 covariance of (x, v) are
+  known at every number of steps, and their error must fall with the order that is stated.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ With the clock s = beta t / sqrt(M), w = v / sqrt(M) and S the score of w, the d
 
     dx = -w ds,      dw = (x + 2 w + 4 S) ds + 2 dB,      its probability flow as      dw = (x + 2 w + 2 S) ds.
 
-Written as (x - 2 w) ds + 2 dB and 4 (S + w) ds, the first part is the equilibrium's own motion with time reversed, solved
-exactly by a matrix and a Gaussian draw,
+Written as (x - 2 w) ds + 2 dB and 4 (S + w) ds, the first part is the equilibrium's own motion with time reversed,
+solved exactly by a matrix and a Gaussian draw,
 
     A(h): (x, w) <- e^-h [[1 + h, -h], [h, 1 - h]] (x, w) + N(0, [[n_xx, -n_xw], [-n_xw, n_ww]]),
 
@@ -18,12 +18,13 @@ n being the forward noise of a known start; the second vanishes where the data a
     heun       the explicit trapezoidal rule on the probability flow                          order 2
     bridge     a draw from q(x_s, v_s | x_t, v_t, x_0) with the predicted x_0                  weak order 1
 
-Symmetric splitting (Strang 1968) has order 2 if each part is solved to that order. The score of w is -w / gamma at the data
-end and its explicit solvers are stiff there: the steps must be small beside gamma. The bridge is not explicit in the score, but
-in x_0, which is smooth.
+Symmetric splitting (Strang 1968) has order 2 if each part is solved to that order. The score of w is -w / gamma at
+the data end and its explicit solvers are stiff there: the steps must be small beside gamma. The bridge is not
+explicit in the score, but in x_0, which is smooth.
 
-The step to clean data goes to the predicted x_0 whatever the solver, as for Gaussian processes. It agrees with the paper's
-last step, the drift without its noise, x - h w, up to O(h^2), and does not leave noise behind where h is not small.
+The step to clean data goes to the predicted x_0 whatever the solver, as for Gaussian processes. It agrees with the
+paper's last step, the drift without its noise, x - h w, up to O(h^2), and does not leave noise behind where h is
+not small.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class PhaseSolver(Solver):
 
 
 def drift(process: Langevin, denoise: Denoise, state: Tensor, level: Level, share: float) -> Tensor:
-    """d(x, v)/dt of the reversed process, time running down: -f + share g^2 S; share 1 for the SDE, 1/2 for the flow."""
+    """-d(x, v)/dt of the reversed process, -f + share g^2 S: share 1 for the SDE, 1/2 for the probability flow."""
     score = process.score(denoise(state, level))
     push = share * process.diffusion() ** 2 * score
     return torch.cat([torch.zeros_like(push), push], 1) - process.drift(state)
@@ -92,7 +93,7 @@ class PhaseEuler(PhaseSolver):
 
 @dataclass(frozen=True)
 class SSCS(PhaseSolver):
-    """Symmetric splitting: equilibrium's exact half step, the score's, equilibrium's exact half step (the paper's sec. 3.3).
+    """Symmetric splitting: equilibrium's exact half step, the score's step, equilibrium's exact half step.
 
     midpoint: solve the score's part by the midpoint rule, order 2, instead of Euler's, for a second evaluation a step.
     """
