@@ -82,7 +82,9 @@ class Denoiser(nn.Module):
         if self.learned_variance:
             out, variance = out.chunk(2, dim=1)
         if out.shape != seen.shape:
-            raise SolverError(f"the network made {tuple(out.shape)} where {tuple(seen.shape)} is asked for")
+            raise SolverError(
+                f"the network made {tuple(out.shape)} of {tuple(seen.shape)}; shapes must agree"
+            )
         # under autocast a network answers in half precision; what it says is worked with in x_t's
         out, variance = out.to(x_t.dtype), None if variance is None else variance.to(x_t.dtype)
         if self.parameterisation == "mixed":

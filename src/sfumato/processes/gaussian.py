@@ -98,7 +98,7 @@ class Prediction:
     kind: str
     x_t: Tensor
     level: Level
-    process: Rows
+    process: Any  # a `Rows`, of whatever kind the denoiser's is
     variance: Tensor | None = None
 
     def to(self, kind: str) -> Tensor:
