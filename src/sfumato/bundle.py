@@ -155,7 +155,8 @@ def load(folder: str | Path) -> Model:
             f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"
         )
     try:
-        process, weights = build_process(**record["process"]), load_safetensors(content)
+        process: Any = build_process(**record["process"])
+        weights = load_safetensors(content)
         if record["network"]["kind"] == "diffusers":
             from .adapters import rebuild
 

@@ -267,7 +267,7 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
     def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
         if done in wanted:
             guess = None if done == total else prediction
-            shots.append(x.clone() if guess is None else guess.x0.clone())
+            shots.append((model.denoiser.process.data(x) if guess is None else guess.x0).clone())
             captions.append("sample" if guess is None else f"t = {guess.level.time:.2f}")
 
     model.sample(None if settings.get("indices") else count, callback=keep, batch=count, **settings)

@@ -3,6 +3,7 @@
 from .denoiser import Condition, Denoiser, Denoises, check_denoiser
 from .guidance import ClassifierFree, nothing
 from .mixture import GaussianMixture
+from .phase import InPhase
 
 __all__ = [
     "ClassifierFree",
@@ -10,6 +11,7 @@ __all__ = [
     "Denoiser",
     "Denoises",
     "GaussianMixture",
+    "InPhase",
     "check_denoiser",
     "nothing",
 ]

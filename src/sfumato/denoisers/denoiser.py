@@ -5,11 +5,15 @@
 Everything downstream (solvers, guidance, exporters) sees only this. The network sees inputs of unit size and one
 number for the noise level, whatever the schedule:
 
-    y = network(c_in x_t, c_noise, condition),   c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),   c_noise = -lambda/8,
+    y = network(c_in x_t, c_noise, condition),   c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),
+    c_noise = -lambda/8,
 
 which for alpha = 1 are EDM's c_in and c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1). With the row `edm` the
 whole is EDM's preconditioning D = c_skip x + c_out F; other rows differ in the row alone. Because the network is told
 the log-SNR and not the time, a trained network can be sampled under any schedule of the same path's shape.
+
+In phase space the input is (x, v), each part of unit size, and the answer is about the noise of v
+(`processes.langevin`).
 """
 
 from __future__ import annotations
@@ -21,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SolverError, choose
-from ..processes import PARAMETERISATIONS, Gaussian, Level, Prediction
-from ..processes.gaussian import fit, root
+from ..processes import Gaussian, Level, Prediction, Rows
 from ..processes.laws import require
 
 Condition = Mapping[str, Tensor] | None
@@ -32,7 +35,7 @@ LOG_SNR_LIMIT = 20.0  # beyond it a noise level is indistinguishable from the en
 class Denoises(Protocol):
     """The signature that every denoiser has, wrapped or not."""
 
-    process: Gaussian
+    process: Any  # a `Rows`: what may be asked of it depends on its kind
 
     def __call__(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction: ...
 
@@ -58,30 +61,35 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        process: Gaussian,
+        process: Rows,
         parameterisation: str = "v",
         learned_variance: bool = False,
     ):
         super().__init__()
         self.network = network
-        self.process = process
-        self.parameterisation = choose(parameterisation, PARAMETERISATIONS, "parameterisation", SolverError)
+        self.process: Any = process
+        self.parameterisation = choose(parameterisation, process.names, "parameterisation", SolverError)
+        if learned_variance and not isinstance(process, Gaussian):
+            raise SolverError("a learned variance belongs to the chain of a gaussian process: leave it out")
         self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         level = self.process.level(t)
-        alpha, sigma = level.alpha, level.sigma
-        scale = 1 / root((alpha * self.process.sigma_data) ** 2 + sigma * sigma)
+        scaled, seen = self.process.view(x_t, level)
         log_snr = rows(level, x_t).log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        out = self.network(fit(scale, x_t) * x_t, (-log_snr / 8).to(x_t.dtype), condition)
+        out = self.network(scaled, (-log_snr / 8).to(x_t.dtype), condition)
         variance = None
         if self.learned_variance:
             out, variance = out.chunk(2, dim=1)
-        if out.shape != x_t.shape:
-            raise SolverError(f"the network made {tuple(out.shape)} of {tuple(x_t.shape)}; shapes must agree")
+        if out.shape != seen.shape:
+            raise SolverError(
+                f"the network made {tuple(out.shape)} of {tuple(seen.shape)}; shapes must agree"
+            )
         # under autocast a network answers in half precision; what it says is worked with in x_t's
         out, variance = out.to(x_t.dtype), None if variance is None else variance.to(x_t.dtype)
-        return Prediction(out, self.parameterisation, x_t, level, self.process, variance)
+        if self.parameterisation == "mixed":
+            return Prediction(self.process.mixed(out, x_t, level), "eps", seen, level, self.process)
+        return Prediction(out, self.parameterisation, seen, level, self.process, variance)
 
 
 def check_denoiser(denoiser: Denoises, x: Tensor, condition: Condition = None) -> None:

@@ -65,7 +65,7 @@ class ClassifierFree(nn.Module):
         conditional, unconditional = joint.value.chunk(2)
         value = unconditional + self.weight * (conditional - unconditional)
         variance = None if joint.variance is None else joint.variance.chunk(2)[0]
-        return Prediction(value, joint.kind, x_t, level, self.process, variance)
+        return Prediction(value, joint.kind, joint.x_t.chunk(2)[0], level, self.process, variance)
 
 
 def _varies(level: Level) -> bool:

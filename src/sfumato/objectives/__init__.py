@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import choose
+from ..errors import RecipeError, choose
+from ..processes import Langevin
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .denoising import Batch, Denoising, Objective, drop_condition
+from .phase import PhaseScoreMatching
 from .score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from .times import TIMES, LogitNormal, LogNormal, Times, Uniform, build_times
 from .weighting import (
@@ -34,6 +36,7 @@ __all__ = [
     "LogitNormal",
     "MinSNR",
     "Objective",
+    "PhaseScoreMatching",
     "Plain",
     "SigmoidWeighting",
     "SlicedScoreMatching",
@@ -43,6 +46,7 @@ __all__ = [
     "build_objective",
     "build_times",
     "build_weighting",
+    "check_trains",
     "discretised_log_likelihood",
     "drop_condition",
     "gaussian_kl",
@@ -59,14 +63,17 @@ def build_objective(
     steps: int = 1000,
     projections: int = 1,
 ) -> Objective:
-    """An objective from the values a recipe writes: "denoising", "hybrid", "bound", "sliced" or "implicit"."""
-    choose(kind, ["denoising", "hybrid", "bound", "sliced", "implicit"], "objective")
+    """An objective from the values a recipe writes: denoising, hybrid, bound, sliced or implicit; for cld hsm or dsm."""
+    choose(kind, ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm"], "objective")
+    phase = kind in ("hsm", "dsm")
     shared = (
-        build_weighting(**(weighting or {"kind": "plain", "space": "velocity"})),
+        build_weighting(**(weighting or {"kind": "plain", "space": "eps" if phase else "velocity"})),
         build_times(**(times or {"kind": "uniform"})),
         drop,
         classes if drop else 0,
     )
+    if phase:
+        return PhaseScoreMatching(*shared, hybrid=kind == "hsm")
     if kind == "sliced":
         return SlicedScoreMatching(*shared, projections)
     if kind == "implicit":
@@ -75,3 +82,13 @@ def build_objective(
     if kind == "denoising":
         return denoising
     return Bound(steps) if kind == "bound" else Hybrid(denoising, Bound(steps))
+
+
+def check_trains(objective: Objective, process: Any) -> None:
+    """Raise RecipeError unless the objective is one for this kind of process."""
+    phase = isinstance(process, Langevin)
+    if isinstance(objective, PhaseScoreMatching) != phase:
+        allowed = "'hsm' or 'dsm'" if phase else "'denoising', 'hybrid' or 'bound'"
+        raise RecipeError(
+            f"the {'cld' if phase else 'gaussian'} process is trained by {allowed}, not by the other kind"
+        )

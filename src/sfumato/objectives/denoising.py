@@ -20,6 +20,7 @@ from ..denoisers import Condition, Denoiser
 from ..denoisers.guidance import nothing
 from ..errors import RecipeError
 from ..noise import Draws
+from ..processes import Level
 from .times import Times, Uniform
 from .weighting import Plain, Weighting
 
@@ -35,7 +36,7 @@ class Objective(Protocol):
 
 
 # Streams of one step's noise, so that no two uses share numbers.
-EPS, TIME, STRATA, DROP = range(4)
+EPS, TIME, STRATA, DROP, START = range(5)
 
 
 def drop_condition(condition: Condition, share: float, classes: int, noise: Draws) -> Condition:
@@ -76,9 +77,9 @@ class Denoising:
     def __call__(self, denoiser: Denoiser, batch: Batch, noise: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         x0, process = batch["x"], denoiser.process
         level = process.level(self.times.sample(x0, process.schedule, noise, TIME))
-        eps = noise.normal(x0, EPS)
+        x_t, x0, eps = self.noised(process, x0, level, noise)
         condition = drop_condition(batch.get("condition"), self.drop, self.classes, noise)
-        prediction = denoiser(process.corrupt(x0, level, eps), level, condition)
+        prediction = denoiser(x_t, level, condition)
         squared = self.error(prediction, x0, eps)
         loss = self.weighting.in_row(prediction.kind, level, process).to(squared.dtype) * squared
         gain = process.gain(prediction.kind, "v", level)
@@ -87,6 +88,11 @@ class Denoising:
             "error": squared.detach() * (gain * gain).to(squared.dtype),
         }
         return loss, figures
+
+    def noised(self, process: Any, x0: Tensor, level: Level, noise: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """A state at a level, and the (x_0, eps) that its rows are made of."""
+        eps = noise.normal(x0, EPS)
+        return process.corrupt(x0, level, eps), x0, eps
 
     @staticmethod
     def error(prediction: Any, x0: Tensor, eps: Tensor) -> Tensor:

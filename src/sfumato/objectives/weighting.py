@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RecipeError, choose
-from ..processes import PARAMETERISATIONS, Gaussian, Level
+from ..processes import PARAMETERISATIONS, Level, Rows
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Weighting:
     def _own_space(self) -> Any:
         return next(entry.default for entry in fields(self) if entry.name == "space")
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         """The weight (batch,) of the squared error in `self.space`."""
         raise NotImplementedError
 
-    def in_row(self, row: str, level: Level, process: Gaussian) -> Tensor:
+    def in_row(self, row: str, level: Level, process: Rows) -> Tensor:
         """The weight (batch,) that the squared error in another row must have for the same loss."""
         gain = process.gain(row, self.space, level)
         return self.weight(level.log_snr, process) * gain * gain
@@ -65,7 +65,7 @@ class Plain(Weighting):
     kind: ClassVar[str] = "plain"
     space: str = "eps"
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         return torch.ones_like(log_snr)
 
 
@@ -76,7 +76,7 @@ class SNR(Weighting):
     kind: ClassVar[str] = "snr"
     floor: float = 1.0
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         return torch.exp(log_snr).clamp(min=self.floor)
 
 
@@ -87,7 +87,7 @@ class MinSNR(Weighting):
     kind: ClassVar[str] = "min-snr"
     gamma: float = 5.0
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         return torch.exp(log_snr).clamp(max=self.gamma)
 
 
@@ -97,7 +97,7 @@ class EDMWeighting(Weighting):
 
     kind: ClassVar[str] = "edm"
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         return 1 / process.sigma_data**2 + torch.exp(log_snr)
 
 
@@ -109,7 +109,7 @@ class SigmoidWeighting(Weighting):
     space: str = field(default="eps", kw_only=True)
     bias: float = 0.0
 
-    def weight(self, log_snr: Tensor, process: Gaussian) -> Tensor:
+    def weight(self, log_snr: Tensor, process: Rows) -> Tensor:
         return torch.sigmoid(self.bias - log_snr)
 
 

@@ -1,6 +1,13 @@
-"""Forward processes: schedules, the Gaussian process over them, and the laws they obey."""
+"""Forward processes: schedules, the processes over them, and the laws they obey."""
 
-from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, build_process
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import SolverError, choose
+from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, Rows
+from .langevin import CriticallyDamped, Langevin, build_critically_damped
+from .langevin_laws import check_langevin
 from .laws import LawBroken, check_process
 from .schedule import CLEAN, Level, Schedule
 from .schedules import (
@@ -28,13 +35,16 @@ __all__ = [
     "SCHEDULES",
     "VE",
     "Cosine",
+    "CriticallyDamped",
     "Flow",
     "Gaussian",
+    "Langevin",
     "Laplace",
     "LawBroken",
     "Level",
     "Linear",
     "Prediction",
+    "Rows",
     "Schedule",
     "Shifted",
     "Sigmoid",
@@ -43,5 +53,15 @@ __all__ = [
     "ZeroTerminalSNR",
     "build_process",
     "build_schedule",
+    "check_langevin",
     "check_process",
 ]
+
+
+def build_process(
+    kind: str = "gaussian", *, schedule: dict[str, Any], sigma_data: float = 1.0
+) -> Gaussian | Langevin:
+    """A process from the values a recipe or bundle writes: "gaussian" or "cld"."""
+    if choose(kind, ["gaussian", "cld"], "process", SolverError) == "cld":
+        return Langevin(build_critically_damped(**schedule), sigma_data)
+    return Gaussian(build_schedule(**schedule), sigma_data)

@@ -31,8 +31,9 @@ step for variance-exploding processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from torch import Tensor
 from ..errors import SolverError, choose
 from ..noise import Draws
 from .schedule import Level, Scalar, Schedule
-from .schedules import SCHEDULES, build_schedule
+from .schedules import SCHEDULES
 
 PARAMETERISATIONS = ("x0", "eps", "v", "score", "velocity", "edm")
 
@@ -97,7 +98,7 @@ class Prediction:
     kind: str
     x_t: Tensor
     level: Level
-    process: Gaussian
+    process: Any  # a `Rows`, of whatever kind the denoiser's is
     variance: Tensor | None = None
 
     def to(self, kind: str) -> Tensor:
@@ -119,12 +120,13 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """The process x_t = alpha(t) x_0 + sigma(t) eps of a schedule.
+class Rows:
+    """What a process is to a prediction: noise levels, and rows y = a x_0 + b eps that turn into one another.
 
     sigma_data: standard deviation of the data, which the `edm` row and the scaling of network inputs use.
     """
 
+    names: ClassVar[tuple[str, ...]] = PARAMETERISATIONS  # of what a network may predict
     schedule: Schedule
     sigma_data: float = 1.0
 
@@ -134,20 +136,31 @@ class Gaussian:
         if not 0 < self.sigma_data < math.inf:
             raise SolverError(f"sigma_data must be positive and finite, not {self.sigma_data!r}")
 
-    # -- the forward law ---------------------------------------------------------------------------------------
     def level(self, t: Scalar | Level) -> Level:
         """The noise level at time t."""
         return self.schedule.level(t)
 
-    def prior(self, like: Tensor, noise: Draws, level: Level | None = None) -> Tensor:
-        """Where sampling starts: sigma eps, with the data's own share alpha^2 sigma_data^2 added to the variance."""
-        alpha, sigma = (level or self.level(1.0))[1:3]
-        return math.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2) * noise.normal(like)
+    def rates(self, t: Scalar | Level) -> tuple[Any, Any]:
+        """(alpha', sigma') at a time."""
+        time = t.time if isinstance(t, Level) else t
+        if isinstance(time, Tensor):
+            return self.schedule.rates(time.double())
+        alpha, sigma = self.schedule.rates(torch.tensor([time], dtype=torch.float64))
+        return float(alpha), float(sigma)
 
-    def corrupt(self, x0: Tensor, t: Scalar | Level, eps: Tensor) -> Tensor:
-        """x_t = alpha x_0 + sigma eps."""
-        level = self.level(t)
-        return fit(level.alpha, x0) * x0 + fit(level.sigma, x0) * eps
+    # -- what networks, samplers and domains see of the state ----------------------------------------------------
+    def view(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """(the network's input, of unit size; the x_t that stands in the rows)."""
+        scale = 1 / root((level.alpha * self.sigma_data) ** 2 + level.sigma * level.sigma)
+        return fit(scale, x_t) * x_t, x_t
+
+    def state_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a state whose data have this shape, without the batch."""
+        return tuple(shape)
+
+    def data(self, state: Tensor) -> Tensor:
+        """The part of a state that is data."""
+        return state
 
     # -- rows --------------------------------------------------------------------------------------------------
     def row(self, kind: str, level: Level) -> tuple[Any, Any]:
@@ -191,6 +204,22 @@ class Gaussian:
         level = self.level(t)
         return _linear(_mix(self.row(source, level), self.row(target, level), level, source), x_t, y)
 
+
+@dataclass(frozen=True)
+class Gaussian(Rows):
+    """The process x_t = alpha(t) x_0 + sigma(t) eps of a schedule."""
+
+    # -- the forward law ---------------------------------------------------------------------------------------
+    def prior(self, like: Tensor, noise: Draws, level: Level | None = None) -> Tensor:
+        """Where sampling starts: sigma eps, with the data's own share alpha^2 sigma_data^2 added to the variance."""
+        alpha, sigma = (level or self.level(1.0))[1:3]
+        return math.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2) * noise.normal(like)
+
+    def corrupt(self, x0: Tensor, t: Scalar | Level, eps: Tensor) -> Tensor:
+        """x_t = alpha x_0 + sigma eps."""
+        level = self.level(t)
+        return fit(level.alpha, x0) * x0 + fit(level.sigma, x0) * eps
+
     # -- backwards ---------------------------------------------------------------------------------------------
     def lag(self, t: Level, s: Level) -> Any:
         """The variance of q(x_s | x_t, x_0): sigma_s^2 (1 - exp(lambda_t - lambda_s))."""
@@ -216,14 +245,6 @@ class Gaussian:
             return mean
         return mean + fit(root(variance), mean) * noise.normal(mean)
 
-    def rates(self, t: Scalar | Level) -> tuple[Any, Any]:
-        """(alpha', sigma') at a time."""
-        time = t.time if isinstance(t, Level) else t
-        if isinstance(time, Tensor):
-            return self.schedule.rates(time.double())
-        alpha, sigma = self.schedule.rates(torch.tensor([time], dtype=torch.float64))
-        return float(alpha), float(sigma)
-
     def drift(self, t: Scalar | Level) -> Any:
         """f(t) = alpha' / alpha of the forward SDE dx = f x dt + g dw."""
         alpha = self.level(t).alpha
@@ -238,9 +259,3 @@ class Gaussian:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "gaussian", "schedule": self.schedule.to_json(), "sigma_data": self.sigma_data}
-
-
-def build_process(kind: str = "gaussian", *, schedule: dict[str, Any], sigma_data: float = 1.0) -> Gaussian:
-    """A process from the values a recipe or bundle writes."""
-    choose(kind, ["gaussian"], "process", SolverError)
-    return Gaussian(build_schedule(**schedule), sigma_data)

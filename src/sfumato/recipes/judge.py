@@ -39,6 +39,7 @@ from ..evaluation.receipts import Agreement, Receipt, compare
 from ..model import Model
 from ..noise import Noise
 from ..objectives import Bound
+from ..processes import Gaussian
 from ..solvers import Driver
 from ..solvers.likelihood import bits_per_dimension
 from .recipe import Recipe, recipe_from
@@ -132,6 +133,10 @@ class Bench:
 
     def bound(self, settings: dict[str, Any]) -> list[Measure]:
         """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
+        if not isinstance(self.model.denoiser.process, Gaussian):
+            raise DataError(
+                "the variational bound is that of a gaussian process: set evaluation.bound_images=0"
+            )
         objective, terms = Bound(settings["steps"]), settings["terms"]
         note = f"upper bound on -log2 p(x), {settings['steps']}-step chain, {terms} evaluations an image"
 
@@ -297,7 +302,9 @@ def judge(
     }
     plan |= {"labels": "in the proportions of the training set" if model.classes else "none"}
     measures = attest("quality", plan | {"samples": samples, "measures": None})
-    if config.bound_images:
+    if config.bound_images and not isinstance(model.denoiser.process, Gaussian):
+        say("no bound: the variational bound is that of a gaussian process")
+    elif config.bound_images:
         bound = {"what": "bound", "steps": bench.recipe.objective.steps, "terms": config.bound_terms}
         bound |= {"images": min(config.bound_images, len(bench.held)), "seed": plan["seed"], "batch": 250}
         measures += attest("bound", bound)
@@ -331,7 +338,7 @@ def judge(
 
 def sampling_cost(model: Model, count: int = 64, repeats: int = 3, steps: int | None = None) -> Cost:
     """What drawing `count` samples costs: evaluations (of both branches, if guided), FLOPs, seconds, memory."""
-    x = torch.zeros(1, *model.domain.shape)
+    x = torch.zeros(1, *model.denoiser.process.state_shape(model.domain.shape))
     label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
     flops = count_flops(model.denoiser, x, 0.5, label)
     counter = CallCounter(model.denoiser)

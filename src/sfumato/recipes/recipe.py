@@ -18,12 +18,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import RecipeError, choose, nearest
 from ..training.config import TrainingConfig
 
-Row = Literal["x0", "eps", "v", "score", "velocity", "edm"]
+Row = Literal["x0", "eps", "v", "score", "velocity", "edm", "mixed"]
 
 
 class _Section(BaseModel):
@@ -57,10 +57,19 @@ class DataConfig(_Section):
 
 
 class ProcessConfig(_Section):
-    """[process]: the schedule, and the standard deviation of the data (None: measured on the training set)."""
+    """[process]: its kind and schedule, and the standard deviation of the data (None: measured on the training set)."""
 
+    kind: Literal["gaussian", "cld"] = "gaussian"
     schedule: dict[str, Any] = {"kind": "flow"}
+    """For "cld": its beta, mass and gamma."""
     sigma_data: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_schedule(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "cld":
+            return {"schedule": {"kind": "cld"}, **values}
+        return values
 
 
 class NetworkConfig(BaseModel):
@@ -80,7 +89,7 @@ class DenoiserConfig(_Section):
 class ObjectiveConfig(_Section):
     """[objective]: what is minimised."""
 
-    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit"] = "denoising"
+    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm"] = "denoising"
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}
     drop: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -26,9 +26,9 @@ from ..errors import BundleError, DataError, RecipeError, RunError
 from ..files import write_atomically
 from ..model import Model, Sampling, spread_labels
 from ..networks import build
-from ..objectives import Objective, build_objective
+from ..objectives import Objective, build_objective, check_trains
 from ..processes import build_process
-from ..solvers import build_grid, build_solver
+from ..solvers import build_grid, build_solver, check_served
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
 from . import card
@@ -96,10 +96,14 @@ def set_up(recipe: Recipe) -> Experiment:
         )
     sigma_data = recipe.process.sigma_data or _root_mean_square(data)
     with _section("process"):
-        process = build_process(schedule=dict(recipe.process.schedule), sigma_data=sigma_data)
-    settings = {"in_channels": domain.shape[0], "size": list(domain.shape[1:]), "classes": classes}
-    if recipe.denoiser.learned_variance:
-        settings["out_channels"] = 2 * domain.shape[0]
+        process = build_process(
+            recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data
+        )
+    channels = process.state_shape(domain.shape)[0]
+    settings = {"in_channels": channels, "size": list(domain.shape[1:]), "classes": classes}
+    outputs = domain.shape[0] * (2 if recipe.denoiser.learned_variance else 1)
+    if outputs != channels:
+        settings["out_channels"] = outputs
     given = recipe.network.model_dump()
     kind = given.pop("kind")
     if fixed := sorted(set(given) & set(settings)):
@@ -107,9 +111,11 @@ def set_up(recipe: Recipe) -> Experiment:
     with torch.random.fork_rng(), _section("network"):
         torch.manual_seed(recipe.training.seed)
         network = build(kind, **settings, **given)
-    denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
+    with _section("denoiser"):
+        denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
     with _section("objective"):
         objective = build_objective(**recipe.objective.model_dump(), classes=classes)
+        check_trains(objective, process)
     if recipe.training.compile and recipe.objective.kind in ("sliced", "implicit"):
         raise RecipeError(
             f"objective.kind = {recipe.objective.kind!r} differentiates the network twice, which a compiled one "
@@ -119,6 +125,7 @@ def set_up(recipe: Recipe) -> Experiment:
     with _section("sampling"):
         sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
         # what cannot serve fails now, not after the training
+        check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
         Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(plan.guidance)
     return Experiment(recipe, domain, data, held, denoiser, objective, sampling)

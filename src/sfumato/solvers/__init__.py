@@ -30,11 +30,23 @@ from .grid import (
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
 from .likelihood import LogLikelihood, log_likelihood
+from .phase import SSCS, PhaseBridge, PhaseEuler, PhaseHeun
 from .pndm import PLMS, PNDM
 from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
 from .sa import SASolver
 from .sde_dpm import SDEDPMpp, brownian
-from .solver import FRAMES, RATES, Callback, Driver, Run, Solver, integrate, sample, steps_within
+from .solver import (
+    FRAMES,
+    RATES,
+    Callback,
+    Driver,
+    Run,
+    Solver,
+    check_served,
+    integrate,
+    sample,
+    steps_within,
+)
 from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -44,6 +56,7 @@ SOLVERS: dict[str, type[Solver]] = {
         *(Adams, DEIS, DPMSolver, DPMppS, DPMpp2M, DPMpp3M, UniPC, PNDM, PLMS),
         *(EulerMaruyama, SDEDPMpp, SASolver, AnnealedLangevin, PredictorCorrector),
         *(AdaptiveODE, AdaptiveSDE),
+        *(SSCS, PhaseEuler, PhaseHeun, PhaseBridge),
     )
 }
 
@@ -91,6 +104,7 @@ __all__ = [
     "PNDM",
     "RATES",
     "SOLVERS",
+    "SSCS",
     "TABLEAUX",
     "Adams",
     "AdamsMoulton",
@@ -116,6 +130,9 @@ __all__ = [
     "KarrasGrid",
     "LogLikelihood",
     "LogSNRGrid",
+    "PhaseBridge",
+    "PhaseEuler",
+    "PhaseHeun",
     "PredictorCorrector",
     "QuadraticGrid",
     "Run",
@@ -132,6 +149,7 @@ __all__ = [
     "build_grid",
     "build_solver",
     "check_levels",
+    "check_served",
     "check_solver",
     "integrate",
     "log_likelihood",

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, choose
-from ..processes import CLEAN, Gaussian, Level
+from ..processes import CLEAN, Level, Rows
 
 
 def check_levels(levels: Sequence[Level]) -> None:
@@ -62,7 +62,7 @@ class Grid:
         if not 0 < self.start <= 1:
             raise SolverError(f"a grid starts at a time in (0, 1], not {self.start!r}")
 
-    def levels(self, process: Gaussian, steps: int) -> list[Level]:
+    def levels(self, process: Rows, steps: int) -> list[Level]:
         """The steps + 1 levels, the last of them clean."""
         check_steps(steps)
         reaches_zero = process.level(0.0).sigma == 0
@@ -72,7 +72,7 @@ class Grid:
         check_levels(levels)
         return levels
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         """The levels at positions r in [0, 1] along the grid."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class UniformGrid(Grid):
 
     kind: ClassVar[str] = "uniform"
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         return process.schedule.levels(self.start * (1 - r))
 
 
@@ -96,7 +96,7 @@ class QuadraticGrid(Grid):
 
     kind: ClassVar[str] = "quadratic"
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         return process.schedule.levels(self.start * (1 - r) ** 2)
 
 
@@ -106,7 +106,7 @@ class CosineGrid(Grid):
 
     kind: ClassVar[str] = "cosine"
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         return process.schedule.levels(self.start * torch.cos(0.5 * math.pi * r) ** 2)
 
 
@@ -122,14 +122,14 @@ class FlowGrid(Grid):
         if self.rho <= 0:
             raise SolverError(f"rho of a flow grid must be positive, not {self.rho!r}")
 
-    def levels(self, process: Gaussian, steps: int) -> list[Level]:
+    def levels(self, process: Rows, steps: int) -> list[Level]:
         # u = 0 is an ordinary point, so schedules that stop above it need no extra level
         check_steps(steps)
         levels = self.visit(process, torch.arange(steps + 1, dtype=torch.float64) / steps)
         check_levels(levels)
         return levels
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         first = process.level(self.start)
         u = first.sigma / (first.sigma + first.alpha) * (1 - r) ** self.rho
         return _at_log_snr(process, 2 * (torch.log1p(-u) - torch.log(u)), first)
@@ -155,7 +155,7 @@ class AngleGrid(Grid):
             if value is not None and not 0 < value < math.inf:
                 raise SolverError(f"{name} of an angle grid must be positive, not {value!r}")
 
-    def levels(self, process: Gaussian, steps: int) -> list[Level]:
+    def levels(self, process: Rows, steps: int) -> list[Level]:
         # the angle 0 is an ordinary point, so schedules that stop above it need no extra level
         check_steps(steps)
         rise, fall = (1.5, 2.0) if steps <= 6 else (1.15, 1.6) if steps <= 17 else (1.1, 1.75)
@@ -176,7 +176,7 @@ class _Bounded(Grid):
     sigma_min: float | None = None
     sigma_max: float | None = None
 
-    def ends(self, process: Gaussian) -> tuple[float, float]:
+    def ends(self, process: Rows) -> tuple[float, float]:
         """(largest, smallest) sigma / alpha visited."""
         first, last = process.level(self.start), process.level(0.0)
         largest = first.sigma / first.alpha if first.alpha > 0 else math.inf
@@ -189,7 +189,7 @@ class _Bounded(Grid):
             )
         return high, low
 
-    def levels(self, process: Gaussian, steps: int) -> list[Level]:
+    def levels(self, process: Rows, steps: int) -> list[Level]:
         check_steps(steps)
         r = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
         levels = [*self.visit(process, r), CLEAN]
@@ -203,7 +203,7 @@ class LogSNRGrid(_Bounded):
 
     kind: ClassVar[str] = "log-snr"
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         high, low = self.ends(process)
         return _at_log_snr(
             process, -2 * (math.log(high) + r * math.log(low / high)), process.level(self.start)
@@ -222,14 +222,14 @@ class KarrasGrid(_Bounded):
         if self.rho <= 0:
             raise SolverError(f"rho of a Karras grid must be positive, not {self.rho!r}")
 
-    def visit(self, process: Gaussian, r: Tensor) -> list[Level]:
+    def visit(self, process: Rows, r: Tensor) -> list[Level]:
         high, low = (end ** (1 / self.rho) for end in self.ends(process))
         return _at_log_snr(
             process, -2 * self.rho * torch.log(high + r * (low - high)), process.level(self.start)
         )
 
 
-def _at_log_snr(process: Gaussian, log_snr: Tensor, first: Level) -> list[Level]:
+def _at_log_snr(process: Rows, log_snr: Tensor, first: Level) -> list[Level]:
     levels = [CLEAN if value == math.inf else process.schedule.level_at(value) for value in log_snr.tolist()]
     # the first entry is the start itself, not the start up to rounding
     if levels[0].log_snr == first.log_snr or abs(levels[0].log_snr - first.log_snr) < 1e-9:

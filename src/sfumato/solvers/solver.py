@@ -95,9 +95,9 @@ class Solver:
         return None
 
     def step(
-        self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
+        self, denoise: Denoise, process: Any, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
-        """One step from level t to the cleaner level s."""
+        """One step from level t to the cleaner level s of a process that the solver serves."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
@@ -276,12 +276,12 @@ def sample(
     callback: Callback | None = None,
     like: Tensor | None = None,
 ) -> Tensor:
-    """Draw from the prior at levels[0] and integrate to levels[-1]: (len(noise.indices), *shape).
+    """Draw from the prior at levels[0] and integrate to levels[-1]: data (len(noise.indices), *shape).
 
     like: a tensor whose dtype and device the samples take (float32 on the CPU without one).
     """
     check_run(solver, denoiser.process, levels)
     base = torch.empty(0) if like is None else like
-    x = base.new_empty(len(noise.indices), *shape)
+    x = base.new_empty(len(noise.indices), *denoiser.process.state_shape(shape))
     x = denoiser.process.prior(x, noise.at(0), levels[0])
-    return integrate(denoiser, solver, levels, x, noise, condition, callback)
+    return denoiser.process.data(integrate(denoiser, solver, levels, x, noise, condition, callback))
