@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import SolverError, choose
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M
+from .estimate import sample_from
 from .grid import (
     GRIDS,
     CosineGrid,
@@ -62,4 +63,5 @@ __all__ = [
     "check_solver",
     "integrate",
     "sample",
+    "sample_from",
 ]
