@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from ..domains.image_data import ImageData
-    from ..model import Model
+    from ..model import Model, Sampling
 
 
 def sample(  # noqa: PLR0913 (the options of a command)
@@ -27,6 +27,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     strength: float | None = None,
     film: bool = False,
+    inspect: bool = False,
     out: Annotated[Path, Parameter(alias="-o")] = Path("samples"),
 ) -> int:
     """Draw samples from a model and write them as files, with one picture of them all.
@@ -55,13 +56,16 @@ def sample(  # noqa: PLR0913 (the options of a command)
     guidance
         Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
     from_
-        Start from these pictures instead of noise, sample i from the i-th: a folder or a file. Without --label they keep
-        their own labels, if the model knows them.
+        Start from these pictures instead of noise, sample i from the i-th: a folder or a file. Without --label they
+        keep their own labels, if the model knows them.
     strength
         With --from: how far back towards noise to go first, a time from 0 (keep the picture) to 1 (forget it); default
         0.4. All the steps are spent from there, so fewer do.
     film
         Also write OUT-film.png, which shows how the samples come about.
+    inspect
+        Also write OUT-steps.png and OUT-steps.json: at each step the size of the state, of the predicted picture, noise
+        and score, what the step changed, and which spatial frequencies have their energy already.
     out
         Where to write them.
     """
@@ -123,18 +127,56 @@ def sample(  # noqa: PLR0913 (the options of a command)
     beside = out.resolve()  # beside the folder and not in it, which can then be read as data
     write_picture(model.domain.picture(samples), beside.with_name(f"{beside.name}-grid.png"))
     console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
+
+    def first(count: int) -> dict[str, Any]:
+        """The settings that draw the first few of these samples again."""
+        part = {"condition": None if labels is None else {"label": labels[:count]}}
+        part["start"] = None if start is None else (start[0][:count], start[1])
+        return settings | part | {"indices": None if indices is None else indices[:count]}
+
     few = min(number, 10)
     if start is not None:
         pair = model.domain.strip([start[0][:few], samples[:few]], ["given", "drawn"])
         write_picture(pair, beside.with_name(f"{beside.name}-from.png"))
         console.print(f"beside what they were made from: {out}-from.png", soft_wrap=True)
-        settings["start"] = start[0][:few], start[1]
-    settings["condition"] = None if labels is None else {"label": labels[:few]}
     if film:
-        shots, captions = shoot(model, few, indices=indices[:few] if indices else None, **settings)
+        shots, captions = shoot(model, few, **first(few))
         write_picture(model.domain.strip(shots, captions), beside.with_name(f"{beside.name}-film.png"))
         console.print(f"how they come about: {out}-film.png", soft_wrap=True)
+    if inspect:
+        many = min(number, 64)
+        plan = model.sampling.with_(solver, grid, steps, guidance)
+        _inspect(model, plan, many, first(many), beside)
+        console.print(f"what each step does: {out}-steps.png, the numbers: {out}-steps.json", soft_wrap=True)
     return 0
+
+
+def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any], beside: Path) -> None:
+    """Write what each step of sampling does, as a picture and as numbers."""
+    import json
+
+    from ..evaluation.receipts import versions
+    from ..evaluation.trace import picture, record, trace
+    from ..files import write_atomically
+
+    recorder = trace(model, count, **settings)
+    title = (
+        f"{plan.solver.kind}, {plan.steps} steps on the {plan.grid.kind} grid, guidance {plan.guidance:g}, "
+    )
+    title += f"{count} samples"
+    png = picture(recorder, model.domain.pixels, title)
+    about = {
+        "kind": "sfumato-steps",
+        "model": model.info.get("sha256"),
+        "samples": count,
+        "seed": settings["seed"],
+        "from": None if settings["start"] is None else settings["start"][1],
+        **plan.to_json(),
+        "versions": versions(),
+    }
+    text = json.dumps(about | record(recorder), indent=1, allow_nan=False) + "\n"
+    write_atomically(beside.with_name(f"{beside.name}-steps.json"), text.encode())
+    write_atomically(beside.with_name(f"{beside.name}-steps.png"), png)
 
 
 def _pictures(model: Model, source: Path, labelled: bool) -> ImageData:

@@ -22,6 +22,7 @@ from .grid import (
     check_levels,
 )
 from .laws import check_solver
+from .particles import Particles, Steering, steer
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
 
@@ -54,8 +55,10 @@ __all__ = [
     "Heun",
     "KarrasGrid",
     "LogSNRGrid",
+    "Particles",
     "QuadraticGrid",
     "Solver",
+    "Steering",
     "UniformGrid",
     "build_grid",
     "build_solver",
@@ -64,4 +67,5 @@ __all__ = [
     "integrate",
     "sample",
     "sample_from",
+    "steer",
 ]

@@ -5,15 +5,15 @@ process's own law, and sampled from there (Chung et al. 2022, arXiv 2112.05146, 
 
     x_t0 = alpha e + sigma z,     z ~ N(0, I) keyed by the sample,     then the grid from t0 to 0.
 
-**Contraction.** What an error e - x_0 becomes is known for data N(mu, C). With S = alpha^2 C + sigma^2 at t0 and the same
-draws on the way, it is multiplied in each eigendirection of C by
+**Contraction.** What an error e - x_0 becomes is known for data N(mu, C). With S = alpha^2 C + sigma^2 at t0 and the
+same draws on the way, it is multiplied in each eigendirection of C by
 
     the flow    alpha sqrt(C / S)  < 1,         the reverse chain (the bridge, eta = 1)    alpha^2 C / S  < 1,
 
 the second for any number of steps: the chain's means are E[x_s | x_t], which compose. Both fall as t0 grows and where
-the data vary little: far enough back every estimate is forgotten, and t0 = 1 under a schedule with alpha(1) = 0 is plain
-sampling, bit for bit. t0 near 0 gives the estimate back. If e has the law of the data, so has what is made of it, at any
-t0, up to the solver's own error. Fewer steps do, because a shorter way is left.
+the data vary little: far enough back every estimate is forgotten, and t0 = 1 under a schedule with alpha(1) = 0 is
+plain sampling, bit for bit. t0 near 0 gives the estimate back. If e has the law of the data, so has what is made of
+it, at any t0, up to the solver's own error. Fewer steps do, because a shorter way is left.
 """
 
 from __future__ import annotations
