@@ -153,11 +153,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
 
 def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any], beside: Path) -> None:
     """Write what each step of sampling does, as a picture and as numbers."""
-    import json
-
     from ..evaluation.receipts import versions
     from ..evaluation.trace import picture, record, trace
-    from ..files import write_atomically
+    from ..files import write_atomically, write_json
 
     recorder = trace(model, count, **settings)
     title = (
@@ -174,8 +172,7 @@ def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any],
         **plan.to_json(),
         "versions": versions(),
     }
-    text = json.dumps(about | record(recorder), indent=1, allow_nan=False) + "\n"
-    write_atomically(beside.with_name(f"{beside.name}-steps.json"), text.encode())
+    write_json(beside.with_name(f"{beside.name}-steps.json"), about | record(recorder))
     write_atomically(beside.with_name(f"{beside.name}-steps.png"), png)
 
 

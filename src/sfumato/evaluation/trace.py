@@ -1,16 +1,16 @@
 """What happens on the way: the size of everything at each step of sampling, and where its energy goes.
 
-A `Recorder` is a callback of `integrate`, `sample` and `Model.sample`. After each step it has the state x and the step's
-last prediction, at a level (alpha, sigma), and notes for each sample, as root mean squares over its elements,
+A `Recorder` is a callback of `integrate`, `sample` and `Model.sample`. After each step it has the state x and the
+step's last prediction, at a level (alpha, sigma), and notes for each sample, as root mean squares over its elements,
 
     x        the state after the step              eps     the predicted noise, 1 if the model were told nothing
     x0       the predicted data                    score   eps / sigma, the size of grad log p(x_t)
     change   x0 less that of the step before       moved   x less the state before the step
 
 For pictures, the mean square of x0 is split by spatial frequency. With F the two-dimensional Fourier transform of an
-h x w channel, Parseval's identity mean |x|^2 = sum |F|^2 / (h w)^2 lets each frequency have its part; parts are added up
-over rings of whole cycles per picture, 0, 1, 2, 3-4, 5-8, ... , the last with the corners. Coarse rings reach the energy
-they will have at the end long before fine ones: noise hides fine detail first, so sampling finds it last.
+h x w channel, Parseval's identity mean |x|^2 = sum |F|^2 / (h w)^2 lets each frequency have its part; parts are added
+up over rings of whole cycles per picture, 0, 1, 2, 3-4, 5-8, ... , the last with the corners. Coarse rings reach the
+energy they will have at the end long before fine ones: noise hides fine detail first, so sampling finds it last.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def trace(model: Model, count: int, keep: int = 3, **settings: Any) -> Recorder:
 
 def record(recorder: Recorder) -> dict[str, Any]:
     """A recording as JSON values."""
-    return {"rings": recorder.rings, "steps": recorder.steps}
+    return {"rings": recorder.rings, "trace": recorder.steps}
 
 
 def picture(recorder: Recorder, pixels: Any = None, title: str = "") -> bytes:
@@ -229,7 +229,7 @@ def _energies(axes: Any, recorder: Recorder) -> None:
         share = [row["energy"][k] / final[k] for row in recorder.steps]
         axes.plot(number, share, color=colour, label=_named(ring, k == len(recorder.rings) - 1))
     axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=":")
-    axes.set_ylim(0, 1.6)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", title="cycles per picture", title_fontsize=8.5)
 
 
