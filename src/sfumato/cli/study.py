@@ -44,7 +44,8 @@ def study(
     """
     import time
 
-    from ..evaluation.study import Plan, picture, verdict
+    from ..evaluation.study import Plan
+    from ..evaluation.study_report import picture, verdict
     from ..files import write_atomically
     from ..recipes.judge import Bench
     from .show import Bar, console, table
@@ -77,6 +78,6 @@ def study(
     order = next(m.details["order"] for m in found if "steps" in m.details)
     if order is not None:
         console.print(f"The error of the steps falls with order {order:.2f}.")
-    console.print(verdict(found, own.steps)[0].upper() + verdict(found, own.steps)[1:] + ".", soft_wrap=True)
+    console.print(f"{verdict(found, own.steps)}.", soft_wrap=True)
     console.print(f"picture: {out / 'study.png'}, numbers: {out / 'study.json'}", soft_wrap=True)
     return 0

@@ -36,7 +36,7 @@ On Gaussian data each part has a closed form, which the tests plant and find aga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,6 @@ from ..processes import CLEAN, Level
 from ..solvers import Grid, Heun, LogSNRGrid, Solver, integrate
 from ..solvers.laws import fitted_order
 from .measure import Measure, interval, resample
-from .plots import COLOURS, SOFT, as_png, drawing
 
 Examples = tuple[Tensor, Condition]  # x_0 (n, ...) and the condition of each
 Progress = Callable[[str, int, int], None]
@@ -138,7 +137,7 @@ def study(
     """The parts of a sample's error, each a `Measure` with a 95 % interval: score, discretisation, both truncations.
 
     held: examples not trained on. train: those trained on, for the unavoidable loss and the moments. exact: the right
-    denoiser, where it is known. Each measure's details hold what its part of `picture` shows.
+    denoiser, where it is known. each measure's details hold what its part of `study_report.picture` shows.
     """
     if min(len(held[0]), len(train[0])) < plan.starts or len(held[0]) < 20:
         raise DataError(
@@ -325,91 +324,3 @@ def _measure(name: str, each: Tensor, seed: int, note: str, details: dict[str, A
     value = float(squares.mean().sqrt())
     low, high = interval(value, draws, (0.0, math.inf))
     return Measure(name, value, low, high, len(each), note=note, details=details)
-
-
-def verdict(measures: Sequence[Measure], steps: int) -> str:
-    """In words, what would help most at a number of steps (the nearest that was studied)."""
-    parts = {m.name: m for m in measures}
-    curve = [m for m in measures if "steps" in m.details]
-    at = min(curve, key=lambda m: abs(m.details["steps"] - steps))
-    rest = max((parts[name] for name in (SCORE, START, END)), key=lambda m: m.value)
-    n, size = at.details["steps"], f"{at.value:.2g} against {rest.value:.2g}"
-    if at.value > 2 * rest.value:
-        return f"at {n} steps the steps cost most ({size} of {rest.name}): more steps, or a better solver, will help"
-    if 2 * at.value < rest.value:
-        better = "a better model" if rest.name == SCORE else "a schedule that reaches further"
-        size = f"{rest.value:.2g} against {at.value:.2g} of the steps"
-        return f"at {n} steps {rest.name} costs most ({size}): {better} will help, more steps will not"
-    return f"at {n} steps the steps and {rest.name} cost about the same ({size})"
-
-
-def picture(measures: Sequence[Measure], title: str = "") -> bytes:
-    """A study as a PNG: the error of the steps against their number beside the other parts, and the score by noise.
-
-    Raises MissingExtra without matplotlib.
-    """
-    parts = {m.name: m for m in measures}
-    curve = [m for m in measures if "steps" in m.details]
-    with drawing(9.6, 4.3) as figure:
-        if title:
-            figure.suptitle(title, x=0.012, ha="left", fontsize=11.5)
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-        n = [m.details["evaluations"] for m in curve]
-        order = curve[0].details["order"]
-        left.fill_between(
-            n, [m.low for m in curve], [m.high for m in curve], color=COLOURS[0], alpha=0.15, linewidth=0
-        )
-        named = "the steps" if order is None else f"the steps (order {order:.2f})"
-        left.plot(n, [m.value for m in curve], color=COLOURS[0], marker="o", markersize=4, label=named)
-        left.plot(
-            n,
-            [m.details["median"] for m in curve],
-            color=COLOURS[0],
-            linewidth=1,
-            linestyle=":",
-            label="their median",
-        )
-        for name, label, colour in (
-            (SCORE, "the score", COLOURS[2]),
-            (START, "the start", COLOURS[1]),
-            (END, "the end", COLOURS[3]),
-        ):
-            m = parts[name]
-            if m.value > 0:
-                left.axhspan(m.low or m.value, m.high or m.value, color=colour, alpha=0.12, linewidth=0)
-                left.axhline(m.value, color=colour, label=f"{label} ({m.value:.2g})")
-            else:
-                left.plot([], [], color=colour, label=f"{label} (none)")
-        left.set_xscale("log", base=2)
-        left.set_xticks(n, [str(k) for k in n])
-        left.set_yscale("log")
-        left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        left.set_xlabel("evaluations of the model")
-        left.set_title("How far a sample is moved by …  (RMS)")
-        left.legend(loc="best")
-        rows = parts[SCORE].details["by_noise"]
-        x = [row["log_snr"] for row in rows]
-        right.fill_between(
-            x,
-            [row["low"] for row in rows],
-            [row["high"] for row in rows],
-            color=COLOURS[2],
-            alpha=0.15,
-            linewidth=0,
-        )
-        right.plot(
-            x, [row["rms"] for row in rows], color=COLOURS[2], marker="o", markersize=3, label="error of x̂0"
-        )
-        right.plot(
-            x,
-            [row["moves"] for row in rows],
-            color=SOFT,
-            linestyle=":",
-            label="as far as it reaches the sample",
-        )
-        right.invert_xaxis()
-        right.set_ylim(bottom=0)
-        right.set_xlabel("log-SNR  (clean  →  noise)")
-        right.set_title("The score's error by noise level  (RMS)")
-        right.legend(loc="best")
-        return as_png(figure)
