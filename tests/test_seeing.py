@@ -251,12 +251,10 @@ def test_a_planted_score_error_is_found_as_far_as_it_moves_the_samples():
     exact = b * (math.asinh(math.sqrt(variance) / low) - math.asinh(math.sqrt(variance) / high))
     # a trapezoid rule of 40 points, and a variance estimated from 300 examples
     assert found.value == pytest.approx(exact, rel=0.03)
-    # and by another way: both denoisers followed from the same points
-    levels = LogSNRGrid().levels(law.process, 120)
-    ends = [
-        sample(d, Noise(2, 5), (2,), solver=Heun("sigma"), levels=levels, like=law.means)
-        for d in (wrong, law)
-    ]
+    # and by another way: both denoisers followed from the same points, to the last level that has noise
+    levels = LogSNRGrid().levels(law.process, 100)[:-1]
+    x = law.process.prior(law.means.expand(5, 2), Noise(2, 5).at(0), levels[0])
+    ends = [integrate(d, Heun("sigma"), levels, x, Noise(2, 5)) for d in (wrong, law)]
     assert float((ends[0] - ends[1]).mean()) == pytest.approx(exact, rel=0.05)
 
 
