@@ -72,7 +72,7 @@ class Problem:
 
 
 def sliced(x, y, directions: int = 128):
-    """Sliced 2-Wasserstein distance of a sample to another that is as large or larger, at the quantiles of the first."""
+    """Sliced 2-Wasserstein distance of a sample to another, as large or larger, at the quantiles of the first."""
     way = Noise(99, 1).normal(torch.empty(1, x.shape[1] * directions, dtype=torch.float64))
     way = way.reshape(x.shape[1], directions)
     way = way / way.norm(dim=0)

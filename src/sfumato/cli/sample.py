@@ -128,9 +128,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
     write_picture(model.domain.picture(samples), beside.with_name(f"{beside.name}-grid.png"))
     console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
 
-    def first(count: int) -> dict[str, Any]:
+    def head(count: int) -> dict[str, Any]:
         """The settings that draw the first few of these samples again."""
-        part = {"condition": None if labels is None else {"label": labels[:count]}}
+        part: dict[str, Any] = {"condition": None if labels is None else {"label": labels[:count]}}
         part["start"] = None if start is None else (start[0][:count], start[1])
         return settings | part | {"indices": None if indices is None else indices[:count]}
 
@@ -140,13 +140,13 @@ def sample(  # noqa: PLR0913 (the options of a command)
         write_picture(pair, beside.with_name(f"{beside.name}-from.png"))
         console.print(f"beside what they were made from: {out}-from.png", soft_wrap=True)
     if film:
-        shots, captions = shoot(model, few, **first(few))
+        shots, captions = shoot(model, few, **head(few))
         write_picture(model.domain.strip(shots, captions), beside.with_name(f"{beside.name}-film.png"))
         console.print(f"how they come about: {out}-film.png", soft_wrap=True)
     if inspect:
         many = min(number, 64)
         plan = model.sampling.with_(solver, grid, steps, guidance)
-        _inspect(model, plan, many, first(many), beside)
+        _inspect(model, plan, many, head(many), beside)
         console.print(f"what each step does: {out}-steps.png, the numbers: {out}-steps.json", soft_wrap=True)
     return 0
 
