@@ -114,6 +114,20 @@ def test_the_law_is_that_of_the_solvers_own_output_tilted(threshold):
     assert abs(float(found.log_normaliser[0]) - (m * slope / tau + 0.5 * v * (slope / tau) ** 2)) < 0.05
 
 
+def test_the_normaliser_is_unbiased_even_with_few_particles():
+    mean, variance, slope = 0.7, 0.4, 1.5
+    model = GaussianMixture(Gaussian(Flow()), torch.tensor([[mean]]), torch.tensor([[variance]]))
+    levels = FlowGrid().levels(model.process, 4)
+    m, v = output_law(Ancestral(), model, levels, 0.0, 1.0)
+    found = steer(
+        model, Noise(9, 1500), (1,), lambda x: slope * x[:, 0], solver=Ancestral(), levels=levels, like=LIKE,
+        steering=Steering(3, 1.0, 0.9),
+    )  # fmt: skip
+    assert float((found.resampled > 0).double().mean()) > 0.5
+    z = found.log_normaliser.exp() / math.exp(m * slope + 0.5 * v * slope**2)
+    assert abs(float(z.mean()) - 1) < 4 * float(z.std()) / math.sqrt(len(z)) < 0.1
+
+
 def test_the_error_falls_as_particles_are_added():
     reward, tau, exact = CASES["line"]
     levels = FlowGrid(rho=1.5).levels(hills().process, 40)

@@ -234,8 +234,8 @@ def _built(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examples(data: ImageData, count: int, labelled: bool) -> tuple[torch.Tensor, Any]:
-    """At most `count` pictures spread over the data, and their labels as a condition."""
-    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(np.int64)
+    """At most `count` pictures in a fixed random order (folders come class by class), and their labels as a condition."""
+    rows = np.random.default_rng(0).permutation(len(data))[:count]
     targets = data.targets
     labels = {"label": torch.from_numpy(targets[rows])} if labelled and targets is not None else None
     return data.tensor(rows), labels
