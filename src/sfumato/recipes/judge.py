@@ -234,7 +234,7 @@ def _built(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examples(data: ImageData, count: int, labelled: bool) -> tuple[torch.Tensor, Any]:
-    """At most `count` pictures in a fixed random order (folders come class by class), and their labels as a condition."""
+    """At most `count` pictures in a fixed random order (folders come class by class), and their labels."""
     rows = np.random.default_rng(0).permutation(len(data))[:count]
     targets = data.targets
     labels = {"label": torch.from_numpy(targets[rows])} if labelled and targets is not None else None
