@@ -180,6 +180,15 @@ def bad_inputs(folder: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
         "no such solver": (["sample", model, "--solver", "hein", "--out", str(folder / "out")], "did you mean 'heun'"),
         "seed -1": (["sample", model, "--seed", "-1", "--out", str(folder / "out")], "seed must be"),
         "index -1": (["sample", model, "--indices", "-1", "--out", str(folder / "out")], "index must be"),
+        "strength of nothing": (["sample", model, "--strength", "0.4", "--out", str(folder / "out")], "--from"),
+        "strength 0": (
+            ["sample", model, "--from", str(good), "--label", "1", "--strength", "0", "--out", str(folder / "out")],
+            "(0, 1]",
+        ),
+        "from too few": (
+            ["sample", model, "--from", str(good), "--label", "1", "--count", "31", "--out", str(folder / "out")],
+            "30 pictures",
+        ),
         "nowhere to write": (["sample", model, "--out", str(good / "dark" / "000.png")], "000.png"),
         "evaluate none": (["evaluate", model, "--samples", "0", "--out", str(folder / "out")], "n=0"),
         "no such optimizer": (["train", "digits", "training.optimizer=adamx", "--out", str(folder / "out")], "adamw"),
@@ -224,6 +233,59 @@ def test_a_film_of_one_sample_is_of_that_sample(trained: Path, tmp_path: Path, c
     one, six = (np.asarray(Image.open(tmp_path / f"{n}-film.png"), dtype=int) for n in ("one", "six"))
     tall = one.shape[0] - 24  # captions above, a margin below
     assert np.abs(one[20 : 20 + tall] - six[-tall - 4 : -4]).max() <= 1
+
+
+def test_samples_from_pictures_keep_their_labels_and_their_numbers(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    words = ["sample", trained / "model", "--from", tmp_path / "a", "--strength", 0.3, "--seed", 5]
+    assert run(capsys, "sample", trained / "model", "--count", 4, "--out", tmp_path / "a")[0] == 0
+    code, out, err = run(capsys, *words, "--out", tmp_path / "b")
+    assert code == 0, err
+    assert "4 samples" in out
+    names = [f"sample-0000{k}-label-{k}.png" for k in range(4)]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+    assert {"b-grid.png", "b-from.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert run(capsys, *words, "--indices", 3, "--label", 3, "--out", tmp_path / "c")[0] == 0
+    given, drawn, alone = (
+        np.asarray(Image.open(tmp_path / folder / names[3]), dtype=int) for folder in ("a", "b", "c")
+    )
+    assert np.abs(alone - drawn).max() <= 1
+    assert np.abs(drawn - given).max() > 1
+    assert run(capsys, *words[:4], "--strength", 0.001, "--out", tmp_path / "d")[0] == 0
+    back = np.asarray(Image.open(tmp_path / "d" / names[3]), dtype=int)
+    assert np.abs(back - given).mean() < np.abs(drawn - given).mean() / 4
+
+
+def test_inspecting_writes_what_each_step_does(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["sample", trained / "model", "--count", 3, "--steps", 4, "--inspect", "--out", tmp_path / "s"]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "s-steps.png" in out
+    found = json.loads((tmp_path / "s-steps.json").read_text())
+    assert found["steps"] == len(found["trace"]) == 4
+    assert found["samples"] == 3
+    times = [row["time"] for row in found["trace"]]
+    assert times == sorted(times, reverse=True)
+    assert Image.open(tmp_path / "s-steps.png").width > 900
+
+
+def test_a_study_is_a_receipt_that_can_be_computed_again(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    words = ["study", trained / "model", "--steps", 2, 4, "--examples", 64, "--out", tmp_path]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "score error" in out
+    assert "At 2 steps" in out
+    assert Image.open(tmp_path / "study.png").width > 900
+    code, out, err = run(capsys, "evaluate", trained / "model", "--receipt", tmp_path / "study.json")
+    assert code == 0, err
+    assert "The receipt agrees" in out
+    code, _, err = run(capsys, "study", trained / "model", "--solver", "ancestral", "--out", tmp_path / "no")
+    assert code == 1
+    assert "heun" in err
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_damaged_picture_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from .solvers import (
     build_solver,
     log_likelihood,
     sample,
+    sample_from,
 )
 
 
@@ -137,7 +138,7 @@ class Model:
             )
         return ClassifierFree(self.denoiser, weight, len(self.classes))
 
-    def sample(
+    def sample(  # noqa: PLR0913 (what a sample depends on)
         self,
         count: int | None = None,
         *,
@@ -148,6 +149,7 @@ class Model:
         solver: Solver | str | None = None,
         grid: Grid | str | None = None,
         guidance: float | None = None,
+        start: tuple[Tensor, float] | None = None,
         batch: int = 64,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -155,10 +157,14 @@ class Model:
 
         count: how many, samples 0 to count - 1 of the seed; or indices: which. condition: {"label": one label or
         one for each sample}, by number or name; without it a conditional model draws from all its data.
+        start: (estimates, t0) to come from instead of noise: one (channels, height, width) in [-1, 1] a sample, noised
+        to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
         callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
         """
+        if start is not None and count is None and indices is None:
+            count = len(start[0])
         if (count is None) == (indices is None):
             raise BundleError(
                 "say how many samples (count) or which ones (indices), not both and not neither"
@@ -173,30 +179,35 @@ class Model:
             raise SolverError(
                 f"the {plan.solver.kind} solver chooses its own steps: leave steps out, and set its tolerance"
             )
+        if start is not None:
+            plan = plan.with_(grid=replace(plan.grid, start=start[1]))
+            if start[0].shape != (len(chosen), *self.domain.shape):
+                raise BundleError(
+                    f"to start from, {len(chosen)} samples need {(len(chosen), *self.domain.shape)}, "
+                    f"not {tuple(start[0].shape)}"
+                )
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
         labels = self._condition(condition, len(chosen))
         weights = next(self.denoiser.parameters())
         chunks = range(0, len(chosen), batch)
         try:
-            noises = [Noise(seed, chosen[start : start + batch]) for start in chunks]
+            noises = [Noise(seed, chosen[begin : begin + batch]) for begin in chunks]
         except ValueError as error:  # a seed or an index that is none
             raise BundleError(str(error)) from None
         drawn = []
-        for k, start in enumerate(chunks):
-            part = slice(start, start + batch)
-            drawn.append(
-                sample(
-                    denoiser,
-                    noises[k],
-                    self.domain.shape,
-                    solver=plan.solver,
-                    levels=levels,
-                    condition=None if labels is None else {"label": labels[part].to(weights.device)},
-                    callback=_counted(callback, k, len(chunks)),
-                    like=weights,
-                )
-            )
+        for k, begin in enumerate(chunks):
+            part = slice(begin, begin + batch)
+            settings: dict[str, Any] = {
+                "solver": plan.solver,
+                "levels": levels,
+                "condition": None if labels is None else {"label": labels[part].to(weights.device)},
+                "callback": _counted(callback, k, len(chunks)),
+            }
+            if start is None:
+                drawn.append(sample(denoiser, noises[k], self.domain.shape, like=weights, **settings))
+            else:
+                drawn.append(sample_from(denoiser, start[0][part].to(weights), noises[k], **settings))
         return torch.cat(drawn)
 
     def log_likelihood(

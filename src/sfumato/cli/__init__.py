@@ -24,6 +24,10 @@ app = App(
 app.command("sfumato.cli.train:train", help="Train a recipe into a model.")
 app.command("sfumato.cli.sample:sample", help="Draw samples from a model.")
 app.command("sfumato.cli.evaluate:evaluate", help="Measure a model; every figure gets a receipt.")
+app.command(
+    "sfumato.cli.study:study",
+    help="Say where the error of a model's samples comes from: model, steps or schedule.",
+)
 app.command("sfumato.cli.inspect:inspect", help="Show what is in a model's folder.")
 app.command(
     "sfumato.cli.recipes:app",

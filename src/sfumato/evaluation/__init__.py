@@ -4,7 +4,8 @@
     manifold  precision, recall, density, coverage                  copying   nearest neighbours against held-out
     features  what the metrics look at                              evaluate  all of it, from a sample function
     cost      calls, FLOPs, seconds, memory                         receipts  how to compute a number again
-    report    one HTML file
+    report    one HTML file                                         plots     PNG figures in one style
+    trace     what each step of sampling does                       study     where a sample's error comes from
 
 Import from the modules: nothing heavy is loaded here.
 """

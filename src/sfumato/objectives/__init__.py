@@ -63,7 +63,7 @@ def build_objective(
     steps: int = 1000,
     projections: int = 1,
 ) -> Objective:
-    """An objective from the values a recipe writes: denoising, hybrid, bound, sliced or implicit; for cld hsm or dsm."""
+    """An objective from the values a recipe writes: denoising, hybrid, bound, sliced, implicit; for cld hsm, dsm."""
     choose(kind, ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm"], "objective")
     phase = kind in ("hsm", "dsm")
     shared = (

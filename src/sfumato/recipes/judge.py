@@ -6,6 +6,7 @@ What is measured, and what each receipt states:
     steps-N    the same distances at N steps of the solver, from fewer samples: quality against cost
     bound      the variational bound on held-out data, in bits per dimension
     likelihood the same of the probability flow, whose log-probability is known, not bounded
+    study      where the error of a sample comes from: the model, the steps, the ends of the schedule
     cost       evaluations and FLOPs of a sample, which are exact; its seconds and memory are noted beside them
 
 A receipt is a function of the bundle (by hash), the data (by hash), the features (by hash) and the settings written
@@ -188,10 +189,31 @@ class Bench:
             Measure("GFLOP", flops / 1e9, flops / 1e9, flops / 1e9, 4),
         ]
 
+    def study(self, settings: dict[str, Any]) -> list[Measure]:
+        """The parts of a sample's error, at guidance 1: a guided flow leads to no law that an error could be of."""
+        from ..evaluation.study import Plan, study
+
+        made = _built(settings)
+        plan = Plan(
+            made["solver"],
+            made["grid"],
+            tuple(made["steps"]),
+            made["fine"],
+            made["starts"],
+            made["levels"],
+            made["seed"],
+        )
+        held, train = (
+            _examples(data, settings["examples"], bool(self.model.classes))
+            for data in (self.held, self.train)
+        )
+        return study(self.model.denoiser, plan, held, train, progress=self.progress)
+
     def figures(self, settings: dict[str, Any]) -> list[Measure]:
         """The measures that a receipt's "sampling" describes. Raises DataError for a kind there is none of."""
         kinds = {"quality": lambda: self.quality(_built(settings)), "bound": lambda: self.bound(settings)}
         kinds |= {"likelihood": lambda: self.likelihood(settings), "cost": lambda: self.cost(settings)}
+        kinds["study"] = lambda: self.study(settings)
         return kinds[choose(settings.get("what"), kinds, "kind of receipt", DataError)]()
 
     def recompute(self, receipt: Receipt, tolerance: float = 1e-6) -> list[Agreement]:
@@ -243,6 +265,14 @@ def _built(settings: dict[str, Any]) -> dict[str, Any]:
     from ..solvers import build_grid, build_solver
 
     return settings | {"solver": build_solver(**settings["solver"]), "grid": build_grid(**settings["grid"])}
+
+
+def _examples(data: ImageData, count: int, labelled: bool) -> tuple[torch.Tensor, Any]:
+    """At most `count` pictures in a fixed random order (folders come class by class), and their labels."""
+    rows = np.random.default_rng(0).permutation(len(data))[:count]
+    targets = data.targets
+    labels = {"label": torch.from_numpy(targets[rows])} if labelled and targets is not None else None
+    return data.tensor(rows), labels
 
 
 class _Labelled:

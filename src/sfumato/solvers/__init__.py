@@ -13,6 +13,7 @@ from .adaptive_sde import AdaptiveSDE
 from .ancestral import DDIM, Ancestral
 from .dpm import DPMpp2M, DPMpp3M, DPMppS, DPMSolver
 from .driver import Adaptive, Unfinished
+from .estimate import sample_from
 from .euler_maruyama import EulerMaruyama
 from .grid import (
     GRIDS,
@@ -30,6 +31,7 @@ from .grid import (
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
 from .likelihood import LogLikelihood, log_likelihood
+from .particles import Particles, Steering, steer
 from .phase import SSCS, PhaseBridge, PhaseEuler, PhaseHeun
 from .pndm import PLMS, PNDM
 from .runge_kutta import TABLEAUX, EDMSolver, Euler, Heun, RungeKutta, Tableau
@@ -130,6 +132,7 @@ __all__ = [
     "KarrasGrid",
     "LogLikelihood",
     "LogSNRGrid",
+    "Particles",
     "PhaseBridge",
     "PhaseEuler",
     "PhaseHeun",
@@ -140,6 +143,7 @@ __all__ = [
     "SASolver",
     "SDEDPMpp",
     "Solver",
+    "Steering",
     "Tableau",
     "Unfinished",
     "UniPC",
@@ -154,5 +158,7 @@ __all__ = [
     "integrate",
     "log_likelihood",
     "sample",
+    "sample_from",
+    "steer",
     "steps_within",
 ]
