@@ -23,6 +23,7 @@ from .grid import (
 from .laws import check_solver
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
+from .tuned import Tuned, TunedGrid, adams
 
 SOLVERS: dict[str, type[Solver]] = {
     cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
