@@ -55,9 +55,9 @@ def tuning(
 def tune(
     denoiser: Exact, start: Callable[[int, int], Tensor], ends: tuple[float, float], nfe: int
 ) -> Callable[[Exact, Tensor, tuple[float, float], int], Tensor]:
-    """Tune to a denoiser and return solve(denoiser, x_T, (sigma_max, sigma_min), nfe) -> x_end of that many evaluations.
+    """Tune to a denoiser in at most 300 trajectories and 5 minutes; start(n, seed) draws start points at sigma_max.
 
-    At most 300 trajectories and 5 minutes, started by start(n, seed) only.
+    Returns solve(denoiser, x_T, (sigma_max, sigma_min), nfe) -> x_end, which makes the nfe evaluations tuned to.
     """
     found = tuning(denoiser, start, ends, nfe, effort=Effort(seconds=240))
 
@@ -65,5 +65,3 @@ def tune(
         return run(found.solver, denoiser, x, ends)
 
     return solve
-
-

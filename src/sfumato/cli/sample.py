@@ -43,7 +43,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     steps
         Steps of the solver; more is better and slower.
     solver
-        One of ancestral, ddim, euler, heun, dpm++2m or edm; default: the model's own.
+        One of ancestral, ddim, euler, heun, dpm++2m, edm or tuned; default: the one tuned to these steps and this
+        guidance, if there is one and no grid is given, else the model's own.
     grid
         One of uniform, quadratic, cosine, flow, log-snr or karras; default: the model's own.
     guidance

@@ -16,6 +16,7 @@ from .grid import (
     KarrasGrid,
     LogSNRGrid,
     QuadraticGrid,
+    TunedGrid,
     UniformGrid,
     build_grid,
     check_levels,
@@ -23,7 +24,7 @@ from .grid import (
 from .laws import check_solver
 from .runge_kutta import EDMSolver, Euler, Heun
 from .solver import FRAMES, Callback, Solver, integrate, sample
-from .tuned import Tuned, TunedGrid, adams
+from .tuned import Tuned, adams
 
 SOLVERS: dict[str, type[Solver]] = {
     cls.kind: cls for cls in (Ancestral, DDIM, Euler, Heun, DPMpp2M, EDMSolver)
@@ -31,8 +32,12 @@ SOLVERS: dict[str, type[Solver]] = {
 
 
 def build_solver(kind: str, **config: Any) -> Solver:
-    """A solver from its name and values."""
-    cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
+    """A solver from its name and values; a tuned one from the values of its `to_json` only."""
+    if kind == Tuned.kind and not {"nodes", "rows"} <= config.keys():
+        raise SolverError(
+            "a tuned solver belongs to a model, which `sfumato tune` fits it to: it has no defaults"
+        )
+    cls = Tuned if kind == Tuned.kind else SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
     return cls(**config)
@@ -56,7 +61,10 @@ __all__ = [
     "LogSNRGrid",
     "QuadraticGrid",
     "Solver",
+    "Tuned",
+    "TunedGrid",
     "UniformGrid",
+    "adams",
     "build_grid",
     "build_solver",
     "check_levels",

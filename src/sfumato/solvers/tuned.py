@@ -16,8 +16,9 @@ u_i = u_0 (1 - i / N)^rho. No coefficient is bounded by an order any more once i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -26,8 +27,8 @@ from torch import Tensor
 
 from ..errors import SolverError
 from ..noise import Draws
-from ..processes import CLEAN, Gaussian, Level
-from .grid import FlowGrid, Grid, check_levels
+from ..processes import Gaussian, Level
+from .grid import FlowGrid, TunedGrid
 from .solver import Denoise, Solver
 
 NEAR = 1e-6  # two levels whose log-SNRs differ by less are the same level
@@ -44,6 +45,7 @@ class Tuned(Solver):
     """
 
     kind: ClassVar[str] = "tuned"
+    order: ClassVar[int] = 0  # none: there is one number of steps
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
     weights: str = ""
@@ -54,7 +56,9 @@ class Tuned(Solver):
         object.__setattr__(self, "nodes", tuple(map(float, self.nodes)))
         object.__setattr__(self, "rows", tuple(tuple(map(float, row)) for row in self.rows))
         if not self.rows or [len(row) for row in self.rows] != list(range(2, len(self.rows) + 2)):
-            raise SolverError("the table of a tuned solver has rows of 2, 3, 4, .. numbers; this one does not")
+            raise SolverError(
+                "the table of a tuned solver has rows of 2, 3, 4, .. numbers; this one does not"
+            )
         numbers = [*self.nodes, *(value for row in self.rows for value in row)]
         if len(self.nodes) != self.steps - 1 or not np.isfinite(numbers).all():
             raise SolverError(f"a tuned solver of {self.steps} steps has {self.steps - 1} nodes, all finite")
@@ -77,8 +81,8 @@ class Tuned(Solver):
         scale = t.alpha + t.sigma
         start, slopes = (x / scale, ()) if carry is None else carry
         i = len(slopes)
-        ends = (-np.inf if i == 0 else self.nodes[i - 1], [*self.nodes, np.inf][i]) if i < self.steps else None
-        if ends is None or (i and abs(t.log_snr - ends[0]) > NEAR) or not _same(s.log_snr, ends[1]):
+        own = [t.log_snr, *self.nodes, math.inf]  # its grid starts wherever the process does
+        if i >= self.steps or not (_same(t.log_snr, own[i]) and _same(s.log_snr, own[i + 1])):
             raise SolverError(
                 f"this solver is tuned to {self.steps} steps on its own grid: give it `grid=solver.grid`, "
                 f"not a step {i + 1} from log-SNR {t.log_snr:.6g} to {s.log_snr:.6g}"
@@ -98,28 +102,6 @@ def combined(row: Sequence[float], start: Tensor, slopes: Sequence[Tensor]) -> T
         if weight != 0:
             y = y + weight * slope
     return y
-
-
-@dataclass(frozen=True)
-class TunedGrid(Grid):
-    """The start of the process, a tuned solver's nodes (log-SNRs), and clean data."""
-
-    kind: ClassVar[str] = "tuned"
-    nodes: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "nodes", tuple(map(float, self.nodes)))
-
-    def levels(self, process: Gaussian, steps: int) -> list[Level]:
-        if steps != len(self.nodes) + 1:
-            raise SolverError(f"this grid is tuned to {len(self.nodes) + 1} steps, not {steps}")
-        levels = [process.level(self.start), *map(process.schedule.level_at, self.nodes), CLEAN]
-        check_levels(levels)
-        return levels
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
 
 
 def adams(process: Gaussian, steps: int, order: int = 2, rho: float = 1.2) -> Tuned:

@@ -10,17 +10,17 @@ the error of a trajectory (root mean square over its elements) counts squared up
 beyond: a handful of such trajectories does not buy the rest.
 
 **Levenberg-Marquardt.** There are about N^2 / 2 parameters and n times dim residuals, so the whole Jacobian is worth
-having. With w_n = rho'(l_n) / 2 l_n a step solves (J'WJ + mu diag(J'WJ)) d = -J'W r and is kept if the objective falls. A
-parameter of row i first moves the point y_i: along y_0 or v_j, or at a node the slope v_i itself. Its effect is carried
-through the later evaluations by forward differences of step h,
+having. With w_n = rho'(l_n) / 2 l_n a step solves (J'WJ + mu diag(J'WJ)) d = -J'W r and is kept if the objective
+falls. A parameter of row i first moves the point y_i, along y_0 or v_j, and a node the slope v_i itself. Its effect is
+carried through the later evaluations by forward differences of step h,
 
     v_k(y_k + h dy_k) - v_k(y_k)  ~  h dv_k,
 
 all the directions of a row as one batch. The last row is linear and costs nothing. A denoiser need not be
 differentiable, only smooth. h = eps^0.4 for the machine's eps balances rounding against curvature.
 
-**Cost.** A Jacobian takes sum_i (i + 2) (N - i) evaluations a trajectory, 140 at N = 8. Where a model is slow, each step
-uses as many trajectories as the time allows for, taken anew; whether a step is kept is decided on all.
+**Cost.** A Jacobian takes sum_i (i + 2) (N - i) evaluations a trajectory, 140 at N = 8. Where a model is slow, each
+step uses as many trajectories as the time allows for, taken anew; whether a step is kept is decided on all.
 
 **Never worse.** A quarter of the trajectories is held out. There the tuned solver must beat every rival at the same
 number of evaluations, in the median error over trajectories and in the mean; else `Tuning.better` is false.
@@ -32,6 +32,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -64,9 +65,7 @@ class Effort:
 
     def __post_init__(self) -> None:
         if not (self.seconds > 0 and self.fine >= 10 and self.rounds >= 1 and self.batch >= 1):
-            raise SolverError(
-                f"tuning needs seconds > 0, fine >= 10, rounds >= 1 and batch >= 1, not {self}"
-            )
+            raise SolverError(f"tuning needs seconds > 0, fine >= 10, rounds >= 1 and batch >= 1, not {self}")
 
 
 @dataclass(frozen=True)
@@ -179,10 +178,10 @@ class _Runner:
 
     def slope(self, y: Tensor, level: Level, which: Tensor) -> Tensor:
         """v at y (m, ...), rows of which belong to the trajectories `which` (m,)."""
-        x, parts = (level.alpha + level.sigma) * y, []
-        for part in (slice(k, k + self.batch) for k in range(0, len(x), self.batch)):
-            parts.append(self.denoiser(x[part], level, self.given(which[part])).combine(-1.0, 1.0))
-        return torch.cat(parts)
+        x = (level.alpha + level.sigma) * y
+        parts = [slice(k, k + self.batch) for k in range(0, len(x), self.batch)]
+        given = [self.denoiser(x[part], level, self.given(which[part])) for part in parts]
+        return torch.cat([prediction.combine(-1.0, 1.0) for prediction in given])
 
     def integrate(self, solver: Solver, levels: Sequence[Level], x: Tensor, part: slice) -> Tensor:
         chosen, ends = range(len(x))[part], []
@@ -196,10 +195,10 @@ class _Runner:
         return self.integrate(solver, solver.grid.levels(self.process, solver.steps), x, part)
 
     def teach(self, x: Tensor, effort: Effort, deadline: float, tell: Progress) -> Tensor:
-        """Ends of the trajectories, of as many as the deadline allows for (16 at least)."""
-        teacher, ends, size = adams(self.process, effort.fine, 3), [], min(16, self.batch)
+        """Ends of the trajectories, of as many as the deadline allows for."""
+        teacher, ends, size = adams(self.process, effort.fine, 3), [], min(50, self.batch)
         for k in range(0, len(x), size):
-            if k >= 16 and time.monotonic() > deadline:
+            if k and time.monotonic() > deadline:
                 break
             tell("trajectories", k, len(x))
             ends.append(self.ends(teacher, x, slice(k, k + size)))
@@ -231,7 +230,7 @@ class _Fit:
         """Nodes and rows."""
         values = theta.tolist()
         ends = [self.steps - 1 + i * (i + 3) // 2 for i in range(self.steps + 1)]
-        return values[: ends[0]], [values[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return values[: ends[0]], [values[a:b] for a, b in pairwise(ends)]
 
     def run(self, theta: Tensor, which: Tensor) -> tuple[list[Tensor], Tensor]:
         """Slopes v_0 .. v_{N-1} and ends y_N of some trajectories."""
@@ -252,12 +251,12 @@ class _Fit:
             y = combined(rows[i - 1], y0, slopes[:i])
             by_node = (self.runner.slope(y, at(nodes[i - 1] + h), which) - slopes[i]) / h
             by_row = self.along(y, torch.stack([y0, *slopes[:i]]), slopes[i], nodes[i - 1], which)
-            changes = {i: torch.cat([by_node[None], by_row])}
+            changes = [torch.cat([by_node[None], by_row])]  # of v_i, v_i+1, ..
             for k in range(i + 1, self.steps):
-                change = sum(rows[k - 1][1 + j] * changes[j] for j in range(i, k))
+                change = _total(rows[k - 1][1 + i :], changes)
                 y = combined(rows[k - 1], y0, slopes[:k])
-                changes[k] = self.along(y, change, slopes[k], nodes[k - 1], which)
-            total = sum(rows[-1][1 + j] * changes[j] for j in range(i, self.steps))
+                changes.append(self.along(y, change, slopes[k], nodes[k - 1], which))
+            total = _total(rows[-1][1 + i :], changes)
             moved.insert(i - 1, total[:1])
             moved.append(total[1:])
         return torch.cat([*moved, torch.stack([y0, *slopes])]), end
@@ -285,14 +284,15 @@ class _Fit:
         gradient = (weighted @ residuals).double().cpu() / len(residuals)
         scale = curvature.diagonal() + 1e-14 * curvature.diagonal().max()
         before = float(_robust(self.sizes, c))
-        for _ in range(8):
+        while self.damping < 1e6:
             theta = self.theta - torch.linalg.solve(curvature + self.damping * torch.diag(scale), gradient)
             if self.sensible(theta):
                 sizes = _sizes(self.run(theta, self.all)[1] - self.targets)
                 if float(_robust(sizes, c)) < before * (1 - 1e-6):
                     self.theta, self.sizes, self.damping = theta, sizes, max(self.damping / 5, 1e-9)
                     return True
-            self.damping *= 4
+            self.damping *= 5
+        self.damping = 1e-2
         return False
 
     def sensible(self, theta: Tensor) -> bool:
@@ -301,6 +301,10 @@ class _Fit:
         rises = bool((nodes.diff() > 0.02).all()) and float(nodes[0]) > self.runner.first.log_snr
         leaps = bool(((nodes - self.theta[: self.steps - 1]).abs() > 1.4).any())
         return bool(theta.isfinite().all()) and rises and not leaps and float(nodes[-1]) <= self.last
+
+
+def _total(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
 
 
 def _robust(sizes: Tensor, c: float) -> Tensor:
