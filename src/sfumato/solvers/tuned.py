@@ -112,7 +112,8 @@ def adams(process: Gaussian, steps: int, order: int = 2, rho: float = 1.2) -> Tu
     for i in range(steps):
         known = slice(max(0, i - order + 1), i + 1)
         if i:
-            running[known] += _integrals(u[known], u[i - 1], u[i])
+            behind = known if order > 1 else slice(i - 1, i)  # Euler's step has nothing to correct
+            running[behind] += _integrals(u[behind], u[i - 1], u[i])
         row = running.copy()
         row[known] += _integrals(u[known], u[i], u[i + 1])
         rows.append((1.0, *row[: i + 1]))
