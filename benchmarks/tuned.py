@@ -59,9 +59,10 @@ def tune(
 
     Returns solve(denoiser, x_T, (sigma_max, sigma_min), nfe) -> x_end, which makes the nfe evaluations tuned to.
     """
-    found = tuning(denoiser, start, ends, nfe, effort=Effort(seconds=240))
+    found = tuning(denoiser, start, ends, nfe, effort=Effort(seconds=240, fine=100))
+    solver = found.solver if found.better else found.untuned
 
     def solve(denoiser: Exact, x: Tensor, ends: tuple[float, float], nfe: int) -> Tensor:
-        return run(found.solver, denoiser, x, ends)
+        return run(solver, denoiser, x, ends)
 
     return solve

@@ -17,7 +17,17 @@ from sfumato.denoisers import GaussianMixture
 from sfumato.errors import BundleError, SolverError
 from sfumato.noise import Noise
 from sfumato.processes import CLEAN, EDM, Flow, Gaussian, Linear, Prediction, ZeroTerminalSNR
-from sfumato.solvers import DDIM, FlowGrid, Heun, KarrasGrid, Tuned, adams, build_grid, build_solver, integrate
+from sfumato.solvers import (
+    DDIM,
+    FlowGrid,
+    Heun,
+    KarrasGrid,
+    Tuned,
+    adams,
+    build_grid,
+    build_solver,
+    integrate,
+)
 from sfumato.solvers.laws import fitted_order
 from sfumato.solvers.tuning import Effort, Errors, Tuning, _Fit, _Runner, tune
 
@@ -43,8 +53,9 @@ def run(denoiser, solver, x, grid=None, indices=None):
 @each_process
 def test_the_table_of_order_one_is_ddim(process):
     x = starts(process, 5)
-    ddim = integrate(mixture(process), DDIM(), FlowGrid(rho=1.5).levels(process, 6), x, Noise(0, 5))
-    assert float((run(mixture(process), adams(process, 6, 1, 1.5), x) - ddim).abs().max()) < 1e-9
+    euler = adams(process, 6, 1, 1.5)
+    ddim = integrate(mixture(process), DDIM(), euler.grid.levels(process, 6), x, Noise(0, 5))
+    assert float((run(mixture(process), euler, x) - ddim).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -148,7 +159,9 @@ def test_tuning_is_better_on_start_points_that_it_never_saw():
     process = PROCESSES[2]
     denoiser, fresh = mixture(process), starts(process, 200, seed=9)
     levels = FlowGrid().levels(process, 5)
-    found = tune(denoiser, starts(process, 120), 5, rivals={"ddim": (DDIM(), levels)}, effort=Effort(rounds=15))
+    found = tune(
+        denoiser, starts(process, 120), 5, rivals={"ddim": (DDIM(), levels)}, effort=Effort(rounds=15)
+    )
     exact = run(denoiser, adams(process, 200, 3), fresh)
     ends = {
         "tuned": run(denoiser, found.solver, fresh),
@@ -156,7 +169,7 @@ def test_tuning_is_better_on_start_points_that_it_never_saw():
     }
     gaps = {name: Errors.of(end, exact) for name, end in ends.items()}
     assert found.better
-    assert (found.fitted, found.held_out) == (90, 30)
+    assert (found.fitted, found.held_out) == (99, 21)  # 36 of the fitted are hard
     assert gaps["tuned"].median < 0.2 * gaps["ddim"].median
     assert found.errors["tuned"].median == pytest.approx(gaps["tuned"].median, rel=1)
 
@@ -173,8 +186,8 @@ def test_the_error_of_a_solver_is_that_of_the_median_trajectory():
 def test_a_rival_that_is_as_good_wins():
     process = PROCESSES[0]
     denoiser, x = mixture(process), starts(process, 32)
-    teacher = adams(process, 100, 3)
-    rivals = {"teacher": (teacher, teacher.grid.levels(process, 100))}
+    teacher = adams(process, 60, 3)
+    rivals = {"teacher": (teacher, teacher.grid.levels(process, 60))}
     found = tune(denoiser, x, 3, rivals=rivals, effort=Effort(rounds=2))
     assert found.errors["teacher"].rms < 1e-12
     assert not found.better
@@ -222,7 +235,15 @@ def kept(model, steps=3, guidance=1.0, better=True, **changes) -> Tuning:
     own = {"weights": model.fingerprint, "guidance": guidance, "conditional": True} | changes
     solver = dataclasses.replace(adams(model.denoiser.process, steps, 2), **own)
     good, bad = Errors(0.1, 0.1, 0.1, 0.1, 0.1), Errors(0.2, 0.2, 0.2, 0.2, 0.2)
-    return Tuning(solver, {"tuned": good, "other": bad} if better else {"tuned": bad, "other": good}, 9, 3, 1, 1.0)
+    return Tuning(
+        solver,
+        solver,
+        {"tuned": good, "other": bad} if better else {"tuned": bad, "other": good},
+        9,
+        3,
+        1,
+        1.0,
+    )
 
 
 def test_a_bundle_keeps_tuned_solvers_and_sampling_uses_them(folder):
@@ -295,7 +316,7 @@ def test_an_interrupted_tuning_leaves_the_bundle_as_it_was(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     calls = []
 
-    def stop(self, count, seed):
+    def stop(self, count, seed, deadline):
         calls.append(seed)
         raise KeyboardInterrupt
 

@@ -10,8 +10,8 @@ The evaluations happen at the nodes lambda_1 .. lambda_{N-1}; lambda_0 is where 
 
 **The table of Adams.** `adams` writes the table that tuning starts from: predict y_{i+1} from the running state by
 Adams-Bashforth, evaluate there, and when v_{i+1} is known redo the step behind it by Adams-Moulton, which costs no
-evaluation. With polynomials through k slopes the weights are the integrals of Lagrange's basis, and the nodes lie at
-u_i = u_0 (1 - i / N)^rho. No coefficient is bounded by an order any more once it is tuned: a tuned solver states none.
+evaluation. With polynomials through k slopes the weights are the integrals of Lagrange's basis, and the nodes lie
+between u_0 and u_end, the process's ends, before the last step to u = 0. No coefficient is bounded by an order any more once it is tuned: a tuned solver states none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import SolverError
 from ..noise import Draws
 from ..processes import Gaussian, Level
-from .grid import FlowGrid, TunedGrid
+from .grid import TunedGrid, check_steps
 from .solver import Denoise, Solver
 
 NEAR = 1e-6  # two levels whose log-SNRs differ by less are the same level
@@ -105,9 +105,10 @@ def combined(row: Sequence[float], start: Tensor, slopes: Sequence[Tensor]) -> T
 
 
 def adams(process: Gaussian, steps: int, order: int = 2, rho: float = 1.2) -> Tuned:
-    """The table of Adams-Bashforth-Moulton of an order on the nodes u_0 (1 - i / N)^rho."""
-    levels = FlowGrid(rho=rho).levels(process, steps)
-    u = [level.sigma / (level.alpha + level.sigma) for level in levels]
+    """The table of Adams-Bashforth-Moulton of an order on the nodes u_end + (u_0 - u_end) (1 - i / N)^rho."""
+    check_steps(steps)
+    first, last = (sigma / (alpha + sigma) for _, alpha, sigma, _ in map(process.level, (1.0, 0.0)))
+    u = [last + (first - last) * (1 - i / steps) ** rho for i in range(steps)] + [0.0]
     rows, running = [], np.zeros(steps)
     for i in range(steps):
         known = slice(max(0, i - order + 1), i + 1)
@@ -117,7 +118,7 @@ def adams(process: Gaussian, steps: int, order: int = 2, rho: float = 1.2) -> Tu
         row = running.copy()
         row[known] += _integrals(u[known], u[i], u[i + 1])
         rows.append((1.0, *row[: i + 1]))
-    return Tuned(tuple(level.log_snr for level in levels[1:-1]), tuple(rows))
+    return Tuned(tuple(2 * math.log((1 - node) / node) for node in u[1:-1]), tuple(rows))
 
 
 def _integrals(nodes: Sequence[float], start: float, end: float) -> np.ndarray:

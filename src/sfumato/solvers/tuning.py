@@ -9,6 +9,10 @@ the same model solved finely. From start points x_n the teacher's ends z_n are t
 the error of a trajectory (root mean square over its elements) counts squared up to c, half the median, and linearly
 beyond: a handful of such trajectories does not buy the rest.
 
+**Hard starts.** Which basin a trajectory falls into is decided early, and random starts are seldom near a boundary. So
+three tenths of the trajectories are made there: between two starts whose ends are known, bisection goes to the half
+across which the ends lie further apart, and every trajectory that it makes is one to fit to.
+
 **Levenberg-Marquardt.** There are about N^2 / 2 parameters and n times dim residuals, so the whole Jacobian is worth
 having. With w_n = rho'(l_n) / 2 l_n a step solves (J'WJ + mu diag(J'WJ)) d = -J'W r and is kept if the objective
 falls. A parameter of row i first moves the point y_i, along y_0 or v_j, and a node the slope v_i itself. Its effect is
@@ -47,6 +51,7 @@ from .tuned import Tuned, adams, combined
 
 Progress = Callable[[str, int, int], None]
 STARTS = [(order, rho) for order in (2, 3) for rho in (1.0, 1.2, 1.5)]
+HALVINGS = 6
 LARGEST_JACOBIAN = 2**26  # numbers
 ROUNDS = 15  # Levenberg-Marquardt steps that should fit into the time
 
@@ -59,7 +64,7 @@ class Effort:
     """
 
     seconds: float = 300.0
-    fine: int = 100
+    fine: int = 60
     rounds: int = 60
     batch: int = 256
 
@@ -95,10 +100,11 @@ class Errors:
 class Tuning:
     """What tuning found. solver: the tuned one, whether or not it is better than every rival on held-out trajectories.
 
-    errors: of the tuned solver ("tuned") and the rivals. fitted, held_out: trajectories. rounds: steps made.
+    untuned: the table that it was fitted from. errors: of the tuned solver ("tuned") and the rivals. fitted, held_out: trajectories. rounds: steps made.
     """
 
     solver: Tuned
+    untuned: Tuned
     errors: Mapping[str, Errors]
     fitted: int
     held_out: int
@@ -133,23 +139,22 @@ def tune(
         raise SolverError(f"tuning needs at least 2 steps and 16 start points, not {steps} and {len(x)}")
     effort, began, tell = effort or Effort(), time.monotonic(), progress or (lambda *_: None)
     with torch.no_grad():
-        runner = _Runner(denoiser, condition, effort.batch)
-        targets = runner.teach(x, effort, began + effort.seconds / 3, tell)
+        runner, x, targets, plain = _teach(denoiser, condition, x, effort, began + effort.seconds / 3, tell)
         count = len(targets)
         pace = (time.monotonic() - began) / (count * effort.fine)  # seconds an evaluation of one sample takes
-        fit, held = slice(0, count - count // 4), slice(count - count // 4, count)
-        x = x[:count]
+        held, fit = slice(0, plain // 4), slice(plain // 4, count)
         untuned = [adams(denoiser.process, steps, *start) for start in STARTS]
-        few = slice(0, min(fit.stop, 64))
+        few = slice(fit.start, min(fit.start + 32, count))
         scores = [float(_sizes(runner.ends(start, x, few) - targets[few]).mean()) for start in untuned]
         start = untuned[int(np.argmin(scores))]
-        fitting = _Fit(runner, x[fit], targets[fit], start)
+        fitting = _Fit(runner.of(fit), x[fit], targets[fit], start)
         wanted = effort.seconds * 0.6 / (ROUNDS * pace * fitting.evaluations)
-        rows = min(int(wanted), LARGEST_JACOBIAN // (len(fitting.theta) * x[0].numel()), fit.stop)
+        rows = min(int(wanted), LARGEST_JACOBIAN // (len(fitting.theta) * x[0].numel()), len(fitting.all))
         done = 0
-        while done < effort.rounds and time.monotonic() - began < 0.9 * effort.seconds:
+        deadline = began + 0.9 * effort.seconds
+        while done < effort.rounds and time.monotonic() < deadline:
             tell("fitting", done, effort.rounds)
-            if not fitting.step(max(rows, 4), done) and rows >= fit.stop:
+            if not fitting.step(max(rows, 4), done, deadline) and rows >= len(fitting.all):
                 break
             done += 1
         compared = {"tuned": fitting.solver(), "untuned Adams": start}
@@ -157,7 +162,8 @@ def tune(
         for name, (solver, levels) in (rivals or {}).items():
             ends[name] = runner.integrate(solver, levels, x, held)
     errors = {name: Errors.of(end, targets[held]) for name, end in ends.items()}
-    return Tuning(compared["tuned"], errors, fit.stop, count - fit.stop, done, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Tuning(compared["tuned"], start, errors, count - held.stop, held.stop, done, seconds)
 
 
 def _sizes(residuals: Tensor) -> Tensor:
@@ -172,6 +178,10 @@ class _Runner:
         self.denoiser, self.condition, self.batch = denoiser, condition, batch
         self.process: Gaussian = denoiser.process
         self.first = self.process.level(1.0)
+
+    def of(self, part: slice) -> _Runner:
+        """The same for some of the trajectories."""
+        return _Runner(self.denoiser, self.given(part), self.batch)
 
     def given(self, which: Tensor | slice) -> Condition:
         return None if self.condition is None else {name: c[which] for name, c in self.condition.items()}
@@ -194,15 +204,52 @@ class _Runner:
     def ends(self, solver: Tuned, x: Tensor, part: slice) -> Tensor:
         return self.integrate(solver, solver.grid.levels(self.process, solver.steps), x, part)
 
-    def teach(self, x: Tensor, effort: Effort, deadline: float, tell: Progress) -> Tensor:
-        """Ends of the trajectories, of as many as the deadline allows for."""
-        teacher, ends, size = adams(self.process, effort.fine, 3), [], min(50, self.batch)
-        for k in range(0, len(x), size):
-            if k and time.monotonic() > deadline:
-                break
-            tell("trajectories", k, len(x))
-            ends.append(self.ends(teacher, x, slice(k, k + size)))
-        return torch.cat(ends)
+
+def _teach(
+    denoiser: Denoises, condition: Condition, x: Tensor, effort: Effort, deadline: float, tell: Progress
+) -> tuple[_Runner, Tensor, Tensor, int]:
+    """As many trajectories as the deadline allows for: runner, starts and ends, and how many of them are not hard."""
+    teacher, total, pairs = adams(denoiser.process, effort.fine, 3), len(x), len(x) // 20
+    x, ends, size = x[: total - HALVINGS * pairs], [], min(50, effort.batch)
+    first = len(x) // 4  # of the pairs, after those that will be held out
+    one, two = (slice(first + k * pairs, first + (k + 1) * pairs) for k in (0, 1))
+    if condition is not None:
+        condition = {name: value[: len(x)].clone() for name, value in condition.items()}
+        for value in condition.values():
+            value[two] = value[one]
+    runner = _Runner(denoiser, condition, effort.batch)
+    for k in range(0, len(x), size):
+        if k and time.monotonic() > deadline:
+            x = x[:k]
+            break
+        tell("trajectories", k, total)
+        ends.append(runner.ends(teacher, x, slice(k, k + size)))
+    ends, plain = torch.cat(ends), len(x)
+    runner = runner.of(slice(0, plain))
+    condition = runner.condition
+    if plain < first + 2 * pairs:
+        return runner, x, ends, plain
+    a, b, at_a, at_b = x[one], x[two], ends[one], ends[two]
+    hard = runner.of(one)
+    for k in range(HALVINGS):
+        if not pairs or time.monotonic() > deadline:
+            break
+        tell("trajectories", plain + k * pairs, total)
+        middle = _between(a, b)
+        there = hard.ends(teacher, middle, slice(0, pairs))
+        x, ends = torch.cat([x, middle]), torch.cat([ends, there])
+        if condition is not None:
+            condition = {name: torch.cat([value, value[one]]) for name, value in condition.items()}
+        near = (_sizes(there - at_a) < _sizes(there - at_b)).to(x.device).view(-1, *[1] * (x.ndim - 1))
+        a, at_a = torch.where(near, middle, a), torch.where(near, there, at_a)
+        b, at_b = torch.where(near, b, middle), torch.where(near, at_b, there)
+    return _Runner(denoiser, condition, effort.batch), x, ends, plain
+
+
+def _between(a: Tensor, b: Tensor) -> Tensor:
+    """Half-way from a to b, at the size that noise has there: the sum of two normals is sqrt(2) too wide."""
+    total, norms = (a + b).flatten(1), (a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)).sqrt()
+    return (total * (norms / total.norm(dim=1).clamp(min=1e-12))[:, None]).reshape(a.shape)
 
 
 class _Fit:
@@ -216,7 +263,7 @@ class _Fit:
         self.theta = torch.tensor(
             [*start.nodes, *(value for row in start.rows for value in row)], dtype=torch.float64
         )
-        self.last = max(runner.process.level(0.0).log_snr, start.nodes[-1])  # the model knows no cleaner data
+        self.last = runner.process.level(0.0).log_snr  # the model knows no cleaner data
         self.h = torch.finfo(x.dtype).eps ** 0.4
         self.damping = 1e-2
         self.evaluations = sum((i + 2) * (self.steps - i) for i in range(1, self.steps))
@@ -262,16 +309,19 @@ class _Fit:
         return torch.cat([*moved, torch.stack([y0, *slopes])]), end
 
     def along(self, y: Tensor, directions: Tensor, slope: Tensor, node: float, which: Tensor) -> Tensor:
-        """How v at y changes along each of some directions (q, n, ...)."""
-        level = self.runner.process.schedule.level_at(node)
-        points = (y + self.h * directions).flatten(0, 1)
+        """How v at y changes along each of some directions (q, n, ...), each made to move y by h."""
+        level, flat = self.runner.process.schedule.level_at(node), directions.flatten(2)
+        h = self.h / flat.square().mean(2).sqrt().clamp(min=1e-9)
+        h = h.reshape(*h.shape, *[1] * (y.ndim - 1))
+        points = (y + h * directions).flatten(0, 1)
         there = self.runner.slope(points, level, which.repeat(len(directions)))
-        return (there.reshape(directions.shape) - slope) / self.h
+        return (there.reshape(directions.shape) - slope) / h
 
-    def step(self, count: int, seed: int) -> bool:
+    def step(self, count: int, seed: int, deadline: float = math.inf) -> bool:
         """One step from the Jacobian of `count` trajectories; whether the objective over all of them fell."""
-        which = self.all
+        which, trials = self.all, 12
         if count < len(which):
+            trials = 3  # a Jacobian of other trajectories is worth more than a smaller step
             order = np.random.default_rng(seed).permutation(len(which))[:count]
             which = torch.from_numpy(np.sort(order)).to(self.all.device)
         jacobian, end = self.jacobian(which)
@@ -284,15 +334,16 @@ class _Fit:
         gradient = (weighted @ residuals).double().cpu() / len(residuals)
         scale = curvature.diagonal() + 1e-14 * curvature.diagonal().max()
         before = float(_robust(self.sizes, c))
-        while self.damping < 1e6:
+        for _ in range(trials):
+            if time.monotonic() > deadline:
+                break
             theta = self.theta - torch.linalg.solve(curvature + self.damping * torch.diag(scale), gradient)
             if self.sensible(theta):
                 sizes = _sizes(self.run(theta, self.all)[1] - self.targets)
                 if float(_robust(sizes, c)) < before * (1 - 1e-6):
                     self.theta, self.sizes, self.damping = theta, sizes, max(self.damping / 5, 1e-9)
                     return True
-            self.damping *= 5
-        self.damping = 1e-2
+            self.damping = min(self.damping * 5, 1e6)
         return False
 
     def sensible(self, theta: Tensor) -> bool:
