@@ -186,8 +186,8 @@ def test_the_error_of_a_solver_is_that_of_the_median_trajectory():
 def test_a_rival_that_is_as_good_wins():
     process = PROCESSES[0]
     denoiser, x = mixture(process), starts(process, 32)
-    teacher = adams(process, 60, 3)
-    rivals = {"teacher": (teacher, teacher.grid.levels(process, 60))}
+    teacher = adams(process, 40, 3)
+    rivals = {"teacher": (teacher, teacher.grid.levels(process, 40))}
     found = tune(denoiser, x, 3, rivals=rivals, effort=Effort(rounds=2))
     assert found.errors["teacher"].rms < 1e-12
     assert not found.better
@@ -316,8 +316,8 @@ def test_an_interrupted_tuning_leaves_the_bundle_as_it_was(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     calls = []
 
-    def stop(self, count, seed, deadline):
-        calls.append(seed)
+    def stop(self, number, deadline):
+        calls.append(number)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_Fit, "step", stop)

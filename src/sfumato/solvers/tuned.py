@@ -11,7 +11,7 @@ The evaluations happen at the nodes lambda_1 .. lambda_{N-1}; lambda_0 is where 
 **The table of Adams.** `adams` writes the table that tuning starts from: predict y_{i+1} from the running state by
 Adams-Bashforth, evaluate there, and when v_{i+1} is known redo the step behind it by Adams-Moulton, which costs no
 evaluation. With polynomials through k slopes the weights are the integrals of Lagrange's basis, and the nodes lie
-between u_0 and u_end, the process's ends, before the last step to u = 0. No coefficient is bounded by an order any more once it is tuned: a tuned solver states none.
+between u_0 and u_end, the process's ends, before the last step to u = 0. Once tuned, a table has no order any more.
 """
 
 from __future__ import annotations

@@ -3,20 +3,23 @@
 The student is the table of `tuned` (rows a_i, b_ij and nodes lambda_i, all of them parameters theta); the teacher is
 the same model solved finely. From start points x_n the teacher's ends z_n are the targets, and
 
-    theta  =  argmin  sum_n rho(|r_n|),      r_n = y_N(x_n; theta) - z_n,      rho(l) = 2 c (sqrt(l^2 + c^2) - c).
+    theta  =  argmin  sum_n rho(l_n),    r_n = y_N(x_n; theta) - z_n,    rho(l) = 4 c^2 ((1 + l^2 / c^2)^(1/4) - 1).
 
 **Robust.** Near a basin boundary an arbitrarily small error becomes a jump to another end, which no table mends. So
-the error of a trajectory (root mean square over its elements) counts squared up to c, half the median, and linearly
-beyond: a handful of such trajectories does not buy the rest.
+the error l of a trajectory (root mean square over the elements of r) counts squared up to c, 0.7 of the median, and as
+its square root beyond: a handful of such trajectories does not buy the rest.
 
 **Hard starts.** Which basin a trajectory falls into is decided early, and random starts are seldom near a boundary. So
 three tenths of the trajectories are made there: between two starts whose ends are known, bisection goes to the half
 across which the ends lie further apart, and every trajectory that it makes is one to fit to.
 
 **Levenberg-Marquardt.** There are about N^2 / 2 parameters and n times dim residuals, so the whole Jacobian is worth
-having. With w_n = rho'(l_n) / 2 l_n a step solves (J'WJ + mu diag(J'WJ)) d = -J'W r and is kept if the objective
-falls. A parameter of row i first moves the point y_i, along y_0 or v_j, and a node the slope v_i itself. Its effect is
-carried through the later evaluations by forward differences of step h,
+having. With w_n = rho'(l_n) / 2 l_n = (1 + l_n^2 / c^2)^(-3/4) a step solves
+
+    (J'WJ + mu diag(J'WJ)) d = -J'W r,
+
+and is kept if the objective falls. A parameter of row i first moves the point y_i, along y_0 or v_j, and a node the
+slope v_i itself. Its effect is carried through the later evaluations by forward differences of step h,
 
     v_k(y_k + h dy_k) - v_k(y_k)  ~  h dv_k,
 
@@ -24,7 +27,7 @@ all the directions of a row as one batch. The last row is linear and costs nothi
 differentiable, only smooth. h = eps^0.4 for the machine's eps balances rounding against curvature.
 
 **Cost.** A Jacobian takes sum_i (i + 2) (N - i) evaluations a trajectory, 140 at N = 8. Where a model is slow, each
-step uses as many trajectories as the time allows for, taken anew; whether a step is kept is decided on all.
+step uses as many trajectories as the time allows for, taken anew; whether it is kept is decided on four times as many.
 
 **Never worse.** A quarter of the trajectories is held out. There the tuned solver must beat every rival at the same
 number of evaluations, in the median error over trajectories and in the mean; else `Tuning.better` is false.
@@ -53,7 +56,7 @@ Progress = Callable[[str, int, int], None]
 STARTS = [(order, rho) for order in (2, 3) for rho in (1.0, 1.2, 1.5)]
 HALVINGS = 6
 LARGEST_JACOBIAN = 2**26  # numbers
-ROUNDS = 15  # Levenberg-Marquardt steps that should fit into the time
+ROUNDS = 12  # Levenberg-Marquardt steps that should fit into the time
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Effort:
     """
 
     seconds: float = 300.0
-    fine: int = 60
+    fine: int = 40
     rounds: int = 60
     batch: int = 256
 
@@ -100,7 +103,8 @@ class Errors:
 class Tuning:
     """What tuning found. solver: the tuned one, whether or not it is better than every rival on held-out trajectories.
 
-    untuned: the table that it was fitted from. errors: of the tuned solver ("tuned") and the rivals. fitted, held_out: trajectories. rounds: steps made.
+    untuned: the table that it was fitted from. errors: of the tuned solver ("tuned") and the rivals. fitted, held_out:
+    trajectories. rounds: steps of the fit.
     """
 
     solver: Tuned
@@ -139,7 +143,7 @@ def tune(
         raise SolverError(f"tuning needs at least 2 steps and 16 start points, not {steps} and {len(x)}")
     effort, began, tell = effort or Effort(), time.monotonic(), progress or (lambda *_: None)
     with torch.no_grad():
-        runner, x, targets, plain = _teach(denoiser, condition, x, effort, began + effort.seconds / 3, tell)
+        runner, x, targets, plain = _teach(denoiser, condition, x, effort, began + effort.seconds / 4, tell)
         count = len(targets)
         pace = (time.monotonic() - began) / (count * effort.fine)  # seconds an evaluation of one sample takes
         held, fit = slice(0, plain // 4), slice(plain // 4, count)
@@ -148,13 +152,12 @@ def tune(
         scores = [float(_sizes(runner.ends(start, x, few) - targets[few]).mean()) for start in untuned]
         start = untuned[int(np.argmin(scores))]
         fitting = _Fit(runner.of(fit), x[fit], targets[fit], start)
-        wanted = effort.seconds * 0.6 / (ROUNDS * pace * fitting.evaluations)
-        rows = min(int(wanted), LARGEST_JACOBIAN // (len(fitting.theta) * x[0].numel()), len(fitting.all))
-        done = 0
-        deadline = began + 0.9 * effort.seconds
+        wanted = effort.seconds * 0.5 / (ROUNDS * pace * fitting.evaluations)
+        fitting.use(min(int(wanted), LARGEST_JACOBIAN // (len(fitting.theta) * x[0].numel())))
+        done, deadline = 0, began + 0.9 * effort.seconds
         while done < effort.rounds and time.monotonic() < deadline:
             tell("fitting", done, effort.rounds)
-            if not fitting.step(max(rows, 4), done, deadline) and rows >= len(fitting.all):
+            if not fitting.step(done, deadline) and fitting.count == len(fitting.all):
                 break
             done += 1
         compared = {"tuned": fitting.solver(), "untuned Adams": start}
@@ -267,7 +270,24 @@ class _Fit:
         self.h = torch.finfo(x.dtype).eps ** 0.4
         self.damping = 1e-2
         self.evaluations = sum((i + 2) * (self.steps - i) for i in range(1, self.steps))
-        self.sizes = _sizes(self.run(self.theta, self.all)[1] - targets)
+        self.use(len(x))
+
+    def use(self, count: int) -> None:
+        """How many trajectories each Jacobian is of (4 at least)."""
+        self.count = min(max(count, 4), len(self.all))
+        self.panel = self.chosen(
+            min(4 * self.count, len(self.all)), 0
+        )  # which decides whether a step is kept
+        self.sizes = self.measured(self.theta)
+
+    def chosen(self, count: int, seed: int) -> Tensor:
+        """So many of the trajectories, in order."""
+        chosen = np.random.default_rng(seed).permutation(len(self.all))[:count]
+        return self.all[np.sort(chosen)]
+
+    def measured(self, theta: Tensor) -> Tensor:
+        """Errors of the panel's trajectories."""
+        return _sizes(self.run(theta, self.panel)[1] - self.targets[self.panel])
 
     def solver(self, theta: Tensor | None = None) -> Tuned:
         nodes, rows = self.parts(self.theta if theta is None else theta)
@@ -317,17 +337,16 @@ class _Fit:
         there = self.runner.slope(points, level, which.repeat(len(directions)))
         return (there.reshape(directions.shape) - slope) / h
 
-    def step(self, count: int, seed: int, deadline: float = math.inf) -> bool:
-        """One step from the Jacobian of `count` trajectories; whether the objective over all of them fell."""
-        which, trials = self.all, 12
-        if count < len(which):
-            trials = 3  # a Jacobian of other trajectories is worth more than a smaller step
-            order = np.random.default_rng(seed).permutation(len(which))[:count]
-            which = torch.from_numpy(np.sort(order)).to(self.all.device)
+    def step(self, number: int, deadline: float = math.inf) -> bool:
+        """One step; whether the objective over the panel fell."""
+        which = self.chosen(self.count, number + 1)
+        # where there are others to choose, their Jacobian is worth more than a smaller step
+        trials = 12 if self.count == len(self.all) else 3
         jacobian, end = self.jacobian(which)
-        residuals = (end - self.targets[which]).flatten()
-        c = float(self.sizes.median()) / 2
-        weights = c / (self.sizes[which.cpu()] ** 2 + c * c).sqrt()
+        residuals = end - self.targets[which]
+        c = 0.7 * float(self.sizes.median())
+        weights = (1 + (_sizes(residuals) / c) ** 2) ** -0.75
+        residuals = residuals.flatten()
         weighted = jacobian.flatten(2) * weights.to(jacobian)[None, :, None]
         jacobian, weighted = jacobian.flatten(1), weighted.flatten(1)
         curvature = (weighted @ jacobian.T).double().cpu() / len(residuals)
@@ -339,7 +358,7 @@ class _Fit:
                 break
             theta = self.theta - torch.linalg.solve(curvature + self.damping * torch.diag(scale), gradient)
             if self.sensible(theta):
-                sizes = _sizes(self.run(theta, self.all)[1] - self.targets)
+                sizes = self.measured(theta)
                 if float(_robust(sizes, c)) < before * (1 - 1e-6):
                     self.theta, self.sizes, self.damping = theta, sizes, max(self.damping / 5, 1e-9)
                     return True
@@ -359,5 +378,5 @@ def _total(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
 
 
 def _robust(sizes: Tensor, c: float) -> Tensor:
-    """Mean of rho(l) = 2 c (sqrt(l^2 + c^2) - c); infinite where an end is not finite."""
-    return (2 * c * ((sizes**2 + c * c).sqrt() - c)).nan_to_num(nan=math.inf).mean()
+    """Mean of rho(l) = 4 c^2 ((1 + l^2 / c^2)^(1/4) - 1); infinite where an end is not finite."""
+    return (4 * c * c * ((1 + (sizes / c) ** 2) ** 0.25 - 1)).nan_to_num(nan=math.inf).mean()
