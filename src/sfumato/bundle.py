@@ -5,11 +5,15 @@
       weights.safetensors    the averaged weights
       README.md              the model card, written by the run
       figures/               the pictures that the card shows
+      tuned.json             solvers fitted to these weights by `sfumato tune`, if it was asked to
 
 There is no code in it: the network is named, and its JSON configuration goes to the constructor of that name. Loading
 checks before it builds: the JSON carries a SHA-256 of itself and of the weights, and a bundle that was truncated,
 edited or never was one is refused in one line that says what is wrong. It is written aside and renamed, so that a full
 disk or a kill leaves the old bundle or the new one.
+
+Tuned solvers stand in a file of their own, with a SHA-256 of its own: a model that has been tuned is the same model,
+and what receipts say of it still holds.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +35,12 @@ from . import __version__
 from .denoisers import Denoiser
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
-from .files import folder_atomically, opened, reason
+from .files import folder_atomically, opened, reason, write_json
 from .model import Model, Sampling
 from .networks import build
 from .processes import build_process
+from .solvers import Tuned
+from .solvers.tuning import Tuning
 from .training.tensors import write_safetensors
 
 FORMAT, VERSION = "sfumato-bundle", 1
@@ -143,7 +150,7 @@ def load(folder: str | Path) -> Model:
     if not (folder / "bundle.json").is_file() and (folder / "model_index.json").is_file():
         from .adapters import load_diffusers
 
-        return load_diffusers(folder)
+        return replace(load_diffusers(folder), tuned=_solvers(folder))
     record = read_record(folder)
     path = folder / "weights.safetensors"
     if not path.is_file():
@@ -168,13 +175,65 @@ def load(folder: str | Path) -> Model:
             network.load_state_dict(weights)
             denoiser = Denoiser(network, process, **record["denoiser"])
         model = Model(
-            denoiser, Images.from_json(record["domain"]), Sampling.from_json(record["sampling"]), record
+            denoiser,
+            Images.from_json(record["domain"]),
+            Sampling.from_json(record["sampling"]),
+            record,
+            _solvers(folder),
         )
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, SfumatoError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{folder} does not describe a model of this sfumato: {line}") from error
     model.denoiser.eval().requires_grad_(False)
     return model
+
+
+def save_tuned(folder: str | Path, found: Tuning) -> Path:
+    """Put a tuned solver into a bundle, in place of one for the same steps, guidance and kind of condition; atomic.
+
+    Raises BundleError if it is no better than every rival on held-out trajectories: such a solver is never shipped.
+    """
+    if not found.better:
+        raise BundleError(f"the solver tuned to {found.solver.steps} steps is no better than an untuned one")
+    folder, own = Path(folder), found.solver
+    others = [
+        entry
+        for entry in read_tuned(folder)
+        if [entry["solver"][key] for key in ("guidance", "conditional")] != [own.guidance, own.conditional]
+        or len(entry["solver"]["rows"]) != own.steps
+    ]
+    entry = {
+        "solver": own.to_json(),
+        "errors": {name: asdict(errors) for name, errors in found.errors.items()},
+        "trajectories": {"fitted": found.fitted, "held out": found.held_out},
+        "seconds": round(found.seconds, 1),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    record: dict[str, Any] = {"format": f"{FORMAT}-tuned", "version": VERSION, "solvers": [*others, entry]}
+    record = json.loads(json.dumps(record))
+    write_json(folder / "tuned.json", record | {"sha256": _digest(record)})
+    return folder / "tuned.json"
+
+
+def read_tuned(folder: str | Path) -> list[dict[str, Any]]:
+    """What a bundle says of its tuned solvers, [] where it has none. Raises BundleError for a damaged file."""
+    path = Path(folder) / "tuned.json"
+    if not path.is_file():
+        return []
+    try:
+        record = json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST_JSON else None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("sha256") != _digest(record):
+        raise BundleError(f"{path} was edited or damaged: delete it, and tune the model again")
+    if (record.get("format"), record.get("version")) != (f"{FORMAT}-tuned", VERSION):
+        raise BundleError(f"{path} is not of this sfumato: delete it, and tune the model again")
+    return record["solvers"]
+
+
+def _solvers(folder: Path) -> tuple[Tuned, ...]:
+    values = [entry["solver"] for entry in read_tuned(folder)]
+    return tuple(Tuned(**{key: value for key, value in one.items() if key != "kind"}) for one in values)
 
 
 def _pickled(content: bytes) -> bool:

@@ -7,6 +7,7 @@ picture as sample 7 drawn alone, whatever the batch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,17 +23,24 @@ from .errors import BundleError, SolverError, choose
 from .noise import Noise
 from .processes import Prediction
 from .solvers import (
+    DDIM,
+    AdamsMoulton,
+    AngleGrid,
     Callback,
+    DPMpp2M,
     Driver,
     Grid,
     LogLikelihood,
     Solver,
+    Tuned,
     build_grid,
     build_solver,
     log_likelihood,
     sample,
     sample_from,
+    steps_within,
 )
+from .solvers.tuning import Effort, Progress, Tuning, tune
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,14 @@ class Model:
     """A denoiser, its domain and its sampling settings; `sfumato.load` makes one from a bundle.
 
     info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
+    tuned: solvers fitted to it, which `sample` uses for their steps unless it is given a solver or grid.
     """
 
     denoiser: Denoiser
     domain: Images
     sampling: Sampling
     info: dict[str, Any] = field(default_factory=dict)
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,6 +148,107 @@ class Model:
             )
         return ClassifierFree(self.denoiser, weight, len(self.classes))
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the network's weights, names and shapes included."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.denoiser.network.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def plan(
+        self,
+        solver: Solver | str | None = None,
+        grid: Grid | str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        *,
+        conditional: bool = False,
+    ) -> Sampling:
+        """The settings that `sample` uses: the model's own where none are given, a tuned solver where one fits.
+
+        One fits if it has been tuned to these steps at this guidance, with conditions as here. solver: also "tuned".
+        Raises BundleError for a tuned solver of another model, guidance or kind of condition, or where there is none.
+        """
+        if isinstance(solver, Tuned):
+            grid, steps = grid or solver.grid, steps or solver.steps
+        plan = self.sampling.with_(None if solver == Tuned.kind else solver, grid, steps, guidance)
+        if grid is None and solver in (None, Tuned.kind):
+            near = [tuned for tuned in self.tuned if tuned.steps == plan.steps]
+            fitting = [t for t in near if (t.guidance, t.conditional) == (plan.guidance, conditional)]
+            if solver == Tuned.kind and not near:
+                has = ", ".join(str(n) for n in sorted({tuned.steps for tuned in self.tuned})) or "none"
+                raise BundleError(
+                    f"no solver of this model is tuned to {plan.steps} steps (tuned are: {has}); "
+                    f"make one: sfumato tune BUNDLE --steps {plan.steps}"
+                )
+            for own in fitting[:1] or (near[:1] if solver == Tuned.kind else []):
+                plan = replace(plan, solver=own, grid=own.grid)
+        if isinstance(plan.solver, Tuned) and plan.solver.weights:
+            self._check_tuned(plan.solver, plan.guidance, conditional)
+        return plan
+
+    def _check_tuned(self, solver: Tuned, guidance: float, conditional: bool) -> None:
+        own = self.fingerprint
+        if solver.weights != own:
+            raise BundleError(
+                f"this solver is tuned to another model: its weights have the SHA-256 {solver.weights[:12]}, these "
+                f"{own[:12]}; tune it to this one"
+            )
+        if solver.guidance != guidance:
+            raise BundleError(
+                f"this solver is tuned to guidance {solver.guidance:g}, not {guidance:g}: give that guidance, or tune "
+                "another"
+            )
+        if solver.conditional != conditional:
+            was, now = ("with", "without") if solver.conditional else ("without", "with")
+            raise BundleError(
+                f"this solver is tuned to sampling {was} a condition, and this is {now} one: tune another"
+            )
+
+    def tune(
+        self,
+        steps: int,
+        *,
+        guidance: float | None = None,
+        trajectories: int = 300,
+        seed: int = 0,
+        effort: Effort | None = None,
+        progress: Progress | None = None,
+    ) -> Tuning:
+        """Fit a solver of so many evaluations to this model's own trajectories; `Tuning.solver` may go into `tuned`.
+
+        A model with labels is tuned to all of them in turn. The start points are other ones than `sample` of any seed
+        starts from. The rivals are the model's own solver, if it is deterministic, DDIM and DPM-Solver++(2M).
+        """
+        guidance = self.sampling.guidance if guidance is None else guidance
+        process, weights = self.denoiser.process, next(self.denoiser.parameters())
+        noise = Noise(seed, trajectories)
+        # key 0 of a sample's draws is its prior, and deterministic solvers use no other
+        x = process.prior(weights.new_empty(trajectories, *self.domain.shape), noise.at(1))
+        condition = None
+        if self.classes:
+            condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}
+        rivals = {}
+        own = self.sampling.grid
+        for solver, grid in (
+            (self.sampling.solver, own),
+            (AdamsMoulton(), AngleGrid()),
+            (DDIM(), own),
+            (DPMpp2M(), own),
+        ):
+            # ends of a stochastic solver say nothing about its error, and an adaptive one has its own steps
+            if not solver.stochastic and not isinstance(solver, Driver) and steps >= solver.evaluations:
+                levels = grid.levels(process, steps_within(solver, steps))
+                rivals[f"{solver.kind}, {grid.kind} grid"] = (solver, levels)
+        denoiser = self.guided(guidance)
+        found = tune(denoiser, x, steps, condition=condition, rivals=rivals, effort=effort, progress=progress)
+        stamped = replace(
+            found.solver, weights=self.fingerprint, guidance=float(guidance), conditional=bool(self.classes)
+        )
+        return replace(found, solver=stamped)
+
     def sample(  # noqa: PLR0913 (what a sample depends on)
         self,
         count: int | None = None,
@@ -174,7 +285,10 @@ class Model:
             raise BundleError(
                 f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
             )
-        plan = self.sampling.with_(solver, grid, steps, guidance)
+        if start is None:
+            plan = self.plan(solver, grid, steps, guidance, conditional=bool(condition))
+        else:  # a tuned solver is tuned to the whole way
+            plan = self.sampling.with_(solver, grid, steps, guidance)
         if steps is not None and isinstance(plan.solver, Driver):
             raise SolverError(
                 f"the {plan.solver.kind} solver chooses its own steps: leave steps out, and set its tolerance"

@@ -16,7 +16,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     json
         Print the whole record as JSON instead.
     """
-    from ..bundle import load
+    from ..bundle import load, read_tuned
     from .show import console, pairs
 
     model = load(bundle)
@@ -33,6 +33,11 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
         for k, v in record["network"]["config"].items()
         if v not in (None, (), [], 0, False) and not isinstance(v, dict)
     )
+    tuned = [
+        f"{len(entry['solver']['rows'])} steps at guidance {entry['solver']['guidance']:g} (median error "
+        f"{entry['errors']['tuned']['median']:.4f})"
+        for entry in read_tuned(bundle)
+    ]
     count, shown, seconds = data.get("count", 0), training.get("images", 0), training.get("seconds", 0)
     whole = record["format"] == "sfumato-bundle"  # and not a pipeline of diffusers, which says less of itself
     trained = f"{data.get('name', '?')}: {count:,} pictures, {shown:,} shown, {seconds:,.0f} s"
@@ -46,6 +51,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
             f"guidance {plan['guidance']:g}",
+            "tuned to": ", ".join(tuned) or "nothing",
             "trained on": trained if data else "not stated",
             "licence of data": data.get("licence", "not stated"),
             "made": made.strip(),

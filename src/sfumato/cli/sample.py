@@ -52,7 +52,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         Steps of the solver; more is better and slower.
     solver
         A solver's name, alone or with values: heun, dpm++2m, unipc, adams:order=4,frame=angle ... A name that does not
-        exist lists them all. Default: the model's own.
+        exist lists them all. Default: the one tuned to these steps and this guidance, if there is one and no grid is
+        given, else the model's own.
     grid
         One of uniform, quadratic, cosine, flow, log-snr or karras; default: the model's own.
     tolerance

@@ -24,6 +24,7 @@ from .grid import (
     KarrasGrid,
     LogSNRGrid,
     QuadraticGrid,
+    TunedGrid,
     UniformGrid,
     build_grid,
     check_levels,
@@ -49,6 +50,7 @@ from .solver import (
     sample,
     steps_within,
 )
+from .tuned import Tuned, adams
 from .unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -77,7 +79,7 @@ def _value(item: str, text: str) -> Any:
 def build_solver(kind: str, **config: Any) -> Solver:
     """A solver from its name and values, which may also be written behind the name: "adams:order=4,frame=angle".
 
-    A solver in a solver, under `predictor`, is made from its own values.
+    A solver in a solver, under `predictor`, is made from its own values; a tuned solver from those of its `to_json`.
     Raises SolverError for a name or value that does not exist.
     """
     kind, _, text = kind.partition(":")
@@ -86,7 +88,11 @@ def build_solver(kind: str, **config: Any) -> Solver:
         if not equals:
             raise SolverError(f"a solver's values are written {kind}:name=value,name=value, not {item!r}")
         config[name] = _value(item, value)
-    cls = SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
+    if kind == Tuned.kind and not {"nodes", "rows"} <= config.keys():
+        raise SolverError(
+            "a tuned solver belongs to a model, which `sfumato tune` fits it to: it has no defaults"
+        )
+    cls = Tuned if kind == Tuned.kind else SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
     if isinstance(config.get("predictor"), dict):
         config["predictor"] = build_solver(**config["predictor"])
     for name in config:
@@ -145,9 +151,12 @@ __all__ = [
     "Solver",
     "Steering",
     "Tableau",
+    "Tuned",
+    "TunedGrid",
     "Unfinished",
     "UniPC",
     "UniformGrid",
+    "adams",
     "adams_weights",
     "brownian",
     "build_grid",

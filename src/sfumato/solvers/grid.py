@@ -229,6 +229,25 @@ class KarrasGrid(_Bounded):
         )
 
 
+@dataclass(frozen=True)
+class TunedGrid(Grid):
+    """The start of the process, a tuned solver's nodes (log-SNRs), and clean data."""
+
+    kind: ClassVar[str] = "tuned"
+    nodes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "nodes", tuple(map(float, self.nodes)))
+
+    def levels(self, process: Rows, steps: int) -> list[Level]:
+        if steps != len(self.nodes) + 1:
+            raise SolverError(f"this grid is tuned to {len(self.nodes) + 1} steps, not {steps}")
+        levels = [process.level(self.start), *map(process.schedule.level_at, self.nodes), CLEAN]
+        check_levels(levels)
+        return levels
+
+
 def _at_log_snr(process: Rows, log_snr: Tensor, first: Level) -> list[Level]:
     levels = [CLEAN if value == math.inf else process.schedule.level_at(value) for value in log_snr.tolist()]
     # the first entry is the start itself, not the start up to rounding
@@ -244,7 +263,9 @@ GRIDS: dict[str, type[Grid]] = {
 
 
 def build_grid(kind: str = "flow", **config: Any) -> Grid:
-    """A grid from its name and values."""
+    """A grid from its name and values; a tuned one from the values of its `to_json` only."""
+    if kind == TunedGrid.kind and "nodes" in config:
+        return TunedGrid(**config)
     cls = GRIDS[choose(kind, GRIDS, "grid", SolverError)]
     for name in config:
         choose(name, [field.name for field in fields(cls)], f"value of the {kind} grid", SolverError)
