@@ -1,8 +1,21 @@
-"""Tuned solvers on problems with an exact denoiser, in variance-exploding coordinates."""
+"""Tuned solvers on problems with an exact denoiser, in variance-exploding coordinates.
+
+    python benchmarks/tuned.py FOLDER                     every problem, 5, 8 and 10 evaluations
+    python benchmarks/tuned.py FOLDER gm64-vp --nfe 8     one of them
+
+FOLDER holds `problems.py`, which defines them, and the peers' errors as `peers-*-ode.csv`. A solver is tuned to start
+points drawn for that, and judged at the problem's own 512: root mean square and median, and both over the best peer's.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,3 +79,54 @@ def tune(
         return run(solver, denoiser, x, ends)
 
     return solve
+
+
+def drawn(problem: Any) -> Callable[[int, int], Tensor]:
+    """start(n, seed) of a problem: draws from the exact marginal at sigma_max."""
+
+    def start(n: int, seed: int) -> Tensor:
+        x0 = problem.gm.sample(n, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        return x0 + problem.sigma_max * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+
+    return start
+
+
+def best_peers(folder: Path, name: str, nfe: int) -> tuple[float, float]:
+    """The smallest root mean square and the smallest median of all peers at this cost."""
+    with open(folder / f"peers-{name}-ode.csv") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["nfe"]) == nfe >= int(row["used"])]
+    return min(float(row["v1"]) for row in rows), min(float(row["v2"]) for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("problems", nargs="*", default=["gm64-vp", "gm64-edm", "gm2-vp", "gm2-edm"])
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])
+    given = parser.parse_args()
+    sys.path.insert(0, str(given.folder))
+    from problems import Problem  # type: ignore[import-not-found]
+
+    print(
+        "| problem | evaluations | RMS | median | of the best peer's | seconds |\n| --- "
+        + "| ---: " * 5
+        + "|"
+    )
+    for name in given.problems:
+        problem = Problem(*name.split("-"))
+        for nfe in given.nfe:
+            began = time.monotonic()
+            solve = tune(problem.gm.D_, drawn(problem), (problem.sigma_max, problem.sigma_min), nfe)
+            seconds = time.monotonic() - began
+            (rms, used), (median, _) = problem.score_ode(solve, nfe), problem.score_ode_median(solve, nfe)
+            peers = best_peers(given.folder, name, nfe)
+            print(
+                f"| {name} | {used} | {rms:.4f} | {median:.5f} | {rms / peers[0]:.2f}, {median / peers[1]:.3f} "
+                f"| {seconds:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
