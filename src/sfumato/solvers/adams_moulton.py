@@ -21,7 +21,6 @@ first, a trapezoid after Euler's, leaves an error O(h^3) of its own, which is sm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,26 +31,15 @@ from torch import Tensor
 from ..errors import SolverError, choose
 from ..noise import Draws
 from ..processes import Gaussian, Level
+from .adams import MOST, adams_weights
 from .solver import FRAMES, Denoise, Solver, frame_at
 
-# Gauss-Legendre on [-1, 1] with three points: exact for polynomials up to degree 5, more than order 6 needs
-_POINTS = ((-math.sqrt(0.6), 5 / 9), (0.0, 8 / 9), (math.sqrt(0.6), 5 / 9))
-HIGHEST = 6
 MANY = 1000  # steps: a run that does not say how many it has
 
 
 @lru_cache(4096)  # a run asks for the same ones batch after batch
-def adams_weights(nodes: tuple[float, ...], start: float, end: float) -> tuple[float, ...]:
-    """Integrals from start to end of the Lagrange basis on at most six nodes: sum_j w_j g_j is the polynomial's."""
-    half, middle = (end - start) / 2, (end + start) / 2
-    weights = []
-    for j, node in enumerate(nodes):
-        others = [other for k, other in enumerate(nodes) if k != j]
-        scale = half / math.prod(node - other for other in others)
-        weights.append(
-            scale * sum(w * math.prod(middle + half * z - other for other in others) for z, w in _POINTS)
-        )
-    return tuple(weights)
+def _weights(nodes: tuple[float, ...], start: float, end: float) -> tuple[float, ...]:
+    return tuple(adams_weights(nodes, start, end))
 
 
 @dataclass(frozen=True)
@@ -71,11 +59,11 @@ class AdamsMoulton(Solver):
         choose(self.frame, [frame for frame in FRAMES if frame != "time"], "frame", SolverError)
         if (self.predictor is None) != (self.corrector is None):
             raise SolverError("give both orders of Adams-Moulton, predictor and corrector, or neither")
-        if self.predictor is not None and not 1 <= self.predictor <= HIGHEST:
-            raise SolverError(f"the predictor takes 1 to {HIGHEST} slopes, not {self.predictor!r}")
-        if self.corrector is not None and not (self.corrector == 0 or 2 <= self.corrector <= HIGHEST):
+        if self.predictor is not None and not 1 <= self.predictor <= MOST:
+            raise SolverError(f"the predictor takes 1 to {MOST} slopes, not {self.predictor!r}")
+        if self.corrector is not None and not (self.corrector == 0 or 2 <= self.corrector <= MOST):
             raise SolverError(
-                f"the corrector takes 2 to {HIGHEST} slopes, or 0 for none, not {self.corrector!r}"
+                f"the corrector takes 2 to {MOST} slopes, or 0 for none, not {self.corrector!r}"
             )
 
     @property
@@ -113,7 +101,7 @@ class AdamsMoulton(Solver):
 
 def _add(y: Tensor, slopes: Sequence[tuple[float, Tensor]], start: float, end: float) -> Tensor:
     """y and the integral from start to end of the polynomial through the slopes."""
-    weights = adams_weights(tuple(u for u, _ in slopes), start, end)
+    weights = _weights(tuple(u for u, _ in slopes), start, end)
     # the first sum is a new tensor, which the others may be added to in place: half the time of a chain of new ones
     total = y.add(slopes[0][1], alpha=weights[0])
     for weight, (_, slope) in zip(weights[1:], slopes[1:], strict=True):
