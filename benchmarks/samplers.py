@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from sfumato.recipes.judge import Bench
-from sfumato.solvers import SOLVERS, build_grid
+from sfumato.solvers import SOLVERS, Driver, steps_within
 
 GRIDS = ("angle", "flow", "karras")
 
@@ -56,15 +56,18 @@ def main() -> None:
             given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
     for evaluations in given.evaluations:
-        if evaluations in bench.model.tuned:
+        if any(tuned.steps == evaluations for tuned in bench.model.tuned):
             judge(evaluations, evaluations, None, None)
         for kind in given.solvers or SOLVERS:
             solver = SOLVERS[kind]()
-            if solver.stochastic or evaluations % solver.evaluations:
+            if (
+                solver.stochastic
+                or isinstance(solver, Driver)
+                or solver.cost(solver.least_steps) > evaluations
+            ):
                 continue
             for grid in given.grids:
-                build_grid(grid)
-                judge(evaluations, evaluations // solver.evaluations, kind, grid)
+                judge(evaluations, steps_within(solver, evaluations), kind, grid)
     if rows:
         print(f"held-out examples: {rows[0]['floor']:.3f}")
 
