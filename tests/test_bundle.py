@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sfumato.bundle as bundles
-from sfumato.errors import BundleError, RunError
+from sfumato.errors import BundleError, RunError, SolverError
 from sfumato.model import film
+from sfumato.solvers import Unfinished
 
 
 @pytest.fixture
@@ -208,3 +209,32 @@ def test_a_model_that_always_saw_labels_is_not_sampled_without(demo_folder: Path
     model.sample(1, steps=1, condition={"label": 3})
     with pytest.raises(BundleError, match="with a label always"):
         model.sample(1, steps=1)
+
+
+class Fails(torch.nn.Module):
+    """A network that says NaN from one of its calls on, as an overflowing one does in the middle of a run."""
+
+    def __init__(self, network, calls):
+        super().__init__()
+        self.network, self.config, self.left = network, network.config, calls
+
+    def forward(self, *given):
+        self.left -= 1
+        return self.network(*given) * (float("nan") if self.left < 0 else 1.0)
+
+
+def test_nan_in_mid_run_names_the_step_and_keeps_what_was_finished(bundle: Path):
+    model = bundles.load(bundle)
+    settings = {"solver": "euler", "grid": "flow", "steps": 5, "guidance": 1.0, "condition": {"label": 3}}
+    whole = model.sample(7, batch=3, **settings)
+    model.denoiser.network = Fails(model.denoiser.network, 12)
+    with pytest.raises(Unfinished, match="after step 3 of 5 .*6 of 7 samples") as caught:
+        model.sample(7, batch=3, **settings)
+    assert caught.value.finished == (0, 1, 2, 3, 4, 5)
+    assert torch.equal(caught.value.samples, whole[:6])
+    model.denoiser.network.left = 2
+    with pytest.raises(
+        SolverError, match="after step 3 of 5"
+    ) as early:  # nothing was finished: nothing is kept
+        model.sample(7, batch=3, **settings)
+    assert not isinstance(early.value, Unfinished)

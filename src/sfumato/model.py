@@ -33,6 +33,7 @@ from .solvers import (
     LogLikelihood,
     Solver,
     Tuned,
+    Unfinished,
     build_grid,
     build_solver,
     log_likelihood,
@@ -273,6 +274,7 @@ class Model:
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
         callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
+        Raises `solvers.Unfinished`, which holds the samples that were finished, if sampling fails in a later batch.
         """
         if start is not None and count is None and indices is None:
             count = len(start[0])
@@ -318,10 +320,22 @@ class Model:
                 "condition": None if labels is None else {"label": labels[part].to(weights.device)},
                 "callback": _counted(callback, k, len(chunks)),
             }
-            if start is None:
-                drawn.append(sample(denoiser, noises[k], self.domain.shape, like=weights, **settings))
-            else:
-                drawn.append(sample_from(denoiser, start[0][part].to(weights), noises[k], **settings))
+            try:
+                if start is None:
+                    drawn.append(sample(denoiser, noises[k], self.domain.shape, like=weights, **settings))
+                else:
+                    drawn.append(sample_from(denoiser, start[0][part].to(weights), noises[k], **settings))
+            except SolverError as error:
+                own = error if isinstance(error, Unfinished) else Unfinished(str(error), (), weights)
+                kept = (
+                    torch.cat([*drawn, *([own.samples] if own.finished else [])])
+                    if begin or own.finished
+                    else None
+                )
+                if kept is None:
+                    raise
+                said = f"{error}; {len(kept)} of {len(chosen)} samples were finished"
+                raise Unfinished(said, (*chosen[:begin], *own.finished), kept) from error
         return torch.cat(drawn)
 
     def log_likelihood(

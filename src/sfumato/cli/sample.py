@@ -75,9 +75,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
         Where to write them.
     """
     from .. import bundle as bundles
-    from ..errors import BundleError
+    from ..errors import BundleError, SolverError
     from ..model import film as shoot
-    from ..solvers import build_solver
+    from ..solvers import Unfinished, build_solver
     from .show import Bar, console, write_picture
 
     if count is not None and indices:
@@ -116,14 +116,22 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "guidance": guidance,
         "start": start,
     }
-    with Bar("sampling", " steps") as bar:
-        samples = model.sample(
-            None if indices else number,
-            indices=indices,
-            callback=lambda i, n, x, p: bar.update(i, n),
-            **settings,
-        )
     labels = model.labels(condition["label"], number) if condition else None
+    try:
+        with Bar("sampling", " steps") as bar:
+            samples = model.sample(
+                None if indices else number,
+                indices=indices,
+                callback=lambda i, n, x, p: bar.update(i, n),
+                **settings,
+            )
+    except Unfinished as error:  # what was finished is kept, and the command fails all the same
+        for sample, index in zip(error.samples, error.finished, strict=True):
+            place = list(chosen).index(index)
+            model.domain.write(
+                sample[None], out, None if labels is None else labels[place : place + 1], start=index
+            )
+        raise SolverError(f"{error}; they are in {out}") from error
     first = chosen[0]
     if indices and indices != list(range(first, first + number)):
         paths = []
