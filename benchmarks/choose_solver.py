@@ -32,11 +32,19 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluation.plots import COLOURS, LINE, SOFT, as_png, drawing
 from sfumato.noise import Noise
 from sfumato.processes import Cosine, Gaussian, Linear
-from sfumato.solvers import GRIDS, SOLVERS, FlowGrid, Heun, Solver, build_grid, sample
+from sfumato.solvers import GRIDS, SOLVERS, Driver, FlowGrid, Heun, Solver, build_grid, sample, steps_within
 
 COSTS = (4, 6, 8, 10, 15, 20, 30, 50)
 PAGE = Path(__file__).parents[1] / "docs" / "choose-solver.md"
-SHORT = {"uniform": "u", "quadratic": "q", "cosine": "c", "flow": "f", "log-snr": "l", "karras": "k"}
+SHORT = {
+    "angle": "a",
+    "uniform": "u",
+    "quadratic": "q",
+    "cosine": "c",
+    "flow": "f",
+    "log-snr": "l",
+    "karras": "k",
+}
 
 
 @dataclass
@@ -128,16 +136,16 @@ def of_bundle(folder: Path) -> Problem:
 
 
 def within(solver: Solver, grid, problem: Problem, cost: int):
-    """The levels of as many steps as make at most `cost` evaluations, and how many those are; or None."""
-    steps = int(cost / solver.evaluations) + 1
-    while steps > 0:
-        counting = Counting(problem.denoiser)
+    """The levels of as many steps as so many evaluations pay for, and how many those are; or None."""
+    try:
+        steps = steps_within(solver, cost)
         levels = grid.levels(problem.denoiser.process, steps)
+        counting = Counting(problem.denoiser)
         problem.draw(solver, levels, count=1, denoiser=counting)
-        if counting.calls <= cost:
-            return levels, counting.calls
-        steps -= 1
-    return None
+    except SfumatoError:
+        return None
+    assert counting.calls <= cost, (solver.kind, counting.calls, cost)
+    return levels, counting.calls
 
 
 def measure(problem: Problem, grids, costs, say=print):
@@ -149,6 +157,8 @@ def measure(problem: Problem, grids, costs, say=print):
         except (SfumatoError, TypeError) as error:
             say(f"  {kind} has no default values ({error}): left out")
             continue
+        if isinstance(solver, Driver) or not isinstance(problem.denoiser.process, solver.serves):
+            continue  # those go by a tolerance, or solve another kind of process
         for name in grids:
             for cost in costs:
                 try:

@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from sfumato.recipes.judge import Bench
-from sfumato.solvers import SOLVERS, Driver, steps_within
+from sfumato.solvers import SOLVERS, Driver, build_solver, steps_within
 
-GRIDS = ("angle", "flow", "karras")
+GRIDS = ("angle", "flow", "log-snr", "karras")
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--evaluations", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--solvers", nargs="+", help="only these")
+    parser.add_argument("--solvers", nargs="+", help="only these, with values if need be: adams-moulton:frame=flow")
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
         if any(tuned.steps == evaluations for tuned in bench.model.tuned):
             judge(evaluations, evaluations, None, None)
         for kind in given.solvers or SOLVERS:
-            solver = SOLVERS[kind]()
+            solver = build_solver(kind)
             if (
                 solver.stochastic
                 or isinstance(solver, Driver)

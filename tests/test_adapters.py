@@ -390,7 +390,7 @@ def _label(denoiser, count):
     return {"label": torch.arange(count) % 10} if denoiser.network.classes else None
 
 
-@pytest.mark.parametrize("kind", [kind for kind, cls in SOLVERS.items() if Gaussian in cls.serves])
+@pytest.mark.parametrize("kind", [kind for kind, cls in SOLVERS.items() if Gaussian in cls().serves])
 def test_every_solver_samples_a_zero_terminal_snr_model(kind):
     scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **BETAS["zero terminal"])
     denoiser = from_diffusers(unet(), scheduler)

@@ -228,7 +228,7 @@ def test_nan_in_mid_run_names_the_step_and_keeps_what_was_finished(bundle: Path)
     settings = {"solver": "euler", "grid": "flow", "steps": 5, "guidance": 1.0, "condition": {"label": 3}}
     whole = model.sample(7, batch=3, **settings)
     model.denoiser.network = Fails(model.denoiser.network, 12)
-    with pytest.raises(Unfinished, match="after step 3 of 5 .*6 of 7 samples") as caught:
+    with pytest.raises(Unfinished, match=r"after step 3 of 5 .*6 of 7 samples") as caught:
         model.sample(7, batch=3, **settings)
     assert caught.value.finished == (0, 1, 2, 3, 4, 5)
     assert torch.equal(caught.value.samples, whole[:6])
