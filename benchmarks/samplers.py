@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--evaluations", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--solvers", nargs="+", help="only these, with values if need be: adams-moulton:frame=flow")
+    parser.add_argument(
+        "--solvers", nargs="+", help="only these, with values if need be: adams-moulton:frame=flow"
+    )
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

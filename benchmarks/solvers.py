@@ -7,13 +7,16 @@ wrong is the solver's alone. Everything is in x / alpha, where a noise level is 
     python benchmarks/solvers.py                     on two mixtures of our own
     python benchmarks/solvers.py --exact FOLDER      on the problems of FOLDER/problems.py, beside FOLDER/peers-*.csv
     python benchmarks/solvers.py --names gm64-vp --evaluations 8 15
+    python benchmarks/solvers.py --tuned             also solvers tuned to each problem (some minutes each)
     python benchmarks/solvers.py --all               every deterministic solver of ours too, each on three grids
 
 Columns: evaluations of the denoiser, root mean square error over all start points, median over start points, and
 their ratios to the best other sampler at that cost: the best of all combinations of sampler and grid, with hindsight,
 for each column on its own. flips: start points off by more than half of the data's deviation, at another mode.
 
-Other programs call `default(denoiser, x_T, (sigma_max, sigma_min), nfe) -> x_0`; denoiser(x, sigma) is E[x_0 | x].
+Other programs call `default(denoiser, x_T, (sigma_max, sigma_min), nfe) -> x_0` and `tune(denoiser, start, (sigma_max,
+sigma_min), nfe) -> solve`, which is called like `default`; denoiser(x, sigma) is E[x_0 | x], start(n, seed) draws n
+start points.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import csv
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +36,26 @@ import torch
 from torch import Tensor
 
 from sfumato import GaussianMixture, Noise
+from sfumato.errors import SolverError
 from sfumato.processes import VE, Gaussian, Prediction
-from sfumato.solvers import SOLVERS, AdamsMoulton, AngleGrid, Grid, KarrasGrid, LogSNRGrid, Solver, integrate
+from sfumato.solvers import (
+    SOLVERS,
+    AdamsMoulton,
+    AngleGrid,
+    Driver,
+    Grid,
+    KarrasGrid,
+    LogSNRGrid,
+    Solver,
+    integrate,
+    steps_within,
+)
+from sfumato.solvers.tuning import Effort
+from sfumato.solvers.tuning import tune as fit
 
 EVALUATIONS = (5, 8, 10, 15, 20, 30, 50)
+TO_TUNE = (5, 8, 10)
+TRAJECTORIES = 300
 
 
 class Exact:
@@ -64,6 +84,31 @@ def default(denoiser: Callable, x_T: Tensor, sigma_range: tuple[float, float], n
     return solve(denoiser, x_T, sigma_range, nfe, AdamsMoulton(), AngleGrid())
 
 
+def tune(
+    denoiser: Callable, start: Callable[[int, int], Tensor], sigma_range: tuple[float, float], nfe: int
+) -> Callable:
+    """A solver tuned to a denoiser in 300 trajectories and at most 5 minutes, from start points of its own.
+
+    Where it is no better than the default on trajectories held out of the 300, the default is returned.
+    """
+    exact = Exact(denoiser, sigma_range)
+    levels = AngleGrid().levels(exact.process, nfe)
+    found = fit(
+        exact,
+        start(TRAJECTORIES, 2026),
+        nfe,
+        rivals={"default": (AdamsMoulton(), levels)},
+        effort=Effort(seconds=240, fine=100),
+    )
+    if not found.better:
+        return default
+
+    def tuned(function: Callable, x: Tensor, ends: tuple[float, float], evaluations: int) -> Tensor:
+        return solve(function, x, ends, evaluations, found.solver, found.solver.grid)
+
+    return tuned
+
+
 @dataclass
 class Problem:
     """Start points at sigma_max and where the exact flow leads from them."""
@@ -73,6 +118,7 @@ class Problem:
     sigma_range: tuple[float, float]
     x: Tensor
     end: Tensor
+    start: Callable[[int, int], Tensor]  # (count, seed) -> other start points
 
     def errors(self, run: Callable, nfe: int) -> Tensor:
         """Root mean square error of each start point."""
@@ -111,7 +157,13 @@ def own_problem(name: str) -> Problem:
     got = solve_ivp(
         slope, (u, 0.0), (x / (1 + sigma_range[0])).ravel().numpy(), "DOP853", rtol=1e-10, atol=1e-11
     )
-    return Problem(name, function, sigma_range, x, torch.from_numpy(got.y[:, -1]).view(like.shape))
+
+    def start(count: int, seed: int) -> Tensor:
+        noise = Noise(seed, range(1000, 1000 + count))
+        at = noise.normal(like.new_empty(count, means.shape[1]), stream=3)
+        return mixture.sample(noise) + sigma_range[0] * at
+
+    return Problem(name, function, sigma_range, x, torch.from_numpy(got.y[:, -1]).view(like.shape), start)
 
 
 def problem_in(folder: Path, name: str) -> Problem:
@@ -122,7 +174,13 @@ def problem_in(folder: Path, name: str) -> Problem:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = module.Problem(*name.split("-"), NS=2000)
-    return Problem(name, found.gm.D_, (found.sigma_max, found.sigma_min), found.x_T, found.ref["zero"])
+
+    def start(count: int, seed: int) -> Tensor:
+        x0 = found.gm.sample(count, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        return x0 + found.sigma_max * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+
+    return Problem(name, found.gm.D_, (found.sigma_max, found.sigma_min), found.x_T, found.ref["zero"], start)
 
 
 def best_peers(folder: Path | None, name: str) -> dict[int, tuple[float, float]]:
@@ -145,32 +203,42 @@ def contenders(everything: bool) -> dict[str, Callable]:
     if everything:
         for kind, cls in SOLVERS.items():
             solver = cls()
-            if solver.stochastic:
+            if solver.stochastic or isinstance(solver, Driver) or Gaussian not in solver.serves:
                 continue
             for grid in (AngleGrid(), KarrasGrid(), LogSNRGrid()):
 
                 def run(function, x, sigma_range, nfe, solver=solver, grid=grid):
-                    steps = nfe // solver.evaluations
+                    steps = steps_within(solver, nfe)
                     return solve(function, x, sigma_range, steps, solver, grid)
 
                 runs[f"{kind}, {grid.kind}"] = run
     return runs
 
 
-def measure(names: list[str], evaluations: list[int], folder: Path | None, everything: bool) -> list[dict]:
+def measure(
+    names: list[str], evaluations: list[int], folder: Path | None, everything: bool, tuned: bool
+) -> list[dict]:
     rows = []
     for name in names:
         problem, peers = problem_in(folder, name) if folder else own_problem(name), best_peers(folder, name)
-        for label, run in contenders(everything).items():
-            for nfe in evaluations:
-                errors = problem.errors(run, nfe)
-                rms, median = float(errors.square().mean().sqrt()), float(errors.median())
-                row = {"problem": name, "solver": label, "evaluations": nfe, "rms": rms, "median": median}
-                row["flips"] = int((errors > 0.5).sum())
-                if nfe in peers:
-                    row |= {"rms_over_best": rms / peers[nfe][0], "median_over_best": median / peers[nfe][1]}
-                rows.append(row)
-                print(line(row), flush=True)
+        runs = [(label, run, nfe) for label, run in contenders(everything).items() for nfe in evaluations]
+        runs += [("tuned", None, nfe) for nfe in evaluations if tuned and nfe in TO_TUNE]
+        for label, run, nfe in runs:
+            began = time.monotonic()
+            try:
+                run = run or tune(problem.function, problem.start, problem.sigma_range, nfe)
+                seconds, errors = time.monotonic() - began, problem.errors(run, nfe)
+            except SolverError as error:
+                print(f"{name:9s} {label:24s} {nfe:3d}  {error}")
+                continue
+            rms, median = float(errors.square().mean().sqrt()), float(errors.median())
+            row = {"problem": name, "solver": label, "evaluations": nfe, "rms": rms, "median": median}
+            row |= {"seconds_to_tune": seconds} if label == "tuned" else {}
+            row["flips"] = int((errors > 0.5).sum())
+            if nfe in peers:
+                row |= {"rms_over_best": rms / peers[nfe][0], "median_over_best": median / peers[nfe][1]}
+            rows.append(row)
+            print(line(row), flush=True)
     return rows
 
 
@@ -193,13 +261,14 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="problems (default: all)")
     parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS))
     parser.add_argument("--all", action="store_true", help="every deterministic solver, not only the default")
+    parser.add_argument("--tuned", action="store_true", help="also tune to each problem, at 5, 8 and 10")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = given.names or (
         ["gm64-vp", "gm64-edm", "gm2-vp", "gm2-edm"] if given.exact else ["valleys", "ring"]
     )
-    rows = measure(names, given.evaluations, given.exact, given.all)
+    rows = measure(names, given.evaluations, given.exact, given.all, given.tuned)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -19,6 +19,8 @@ from sfumato.noise import Noise
 from sfumato.processes import CLEAN, EDM, Flow, Gaussian, Linear, Prediction, ZeroTerminalSNR
 from sfumato.solvers import (
     DDIM,
+    AdamsMoulton,
+    AngleGrid,
     FlowGrid,
     Heun,
     KarrasGrid,
@@ -29,6 +31,7 @@ from sfumato.solvers import (
     integrate,
 )
 from sfumato.solvers.laws import fitted_order
+from sfumato.solvers.tuned import table
 from sfumato.solvers.tuning import Effort, Errors, Tuning, _Fit, _Runner, tune
 
 PROCESSES = [Gaussian(schedule) for schedule in (Flow(), Linear(), EDM(), ZeroTerminalSNR())]
@@ -334,3 +337,14 @@ def test_tuning_starts_from_other_noise_than_sampling(folder, monkeypatch):
     sampled = model.denoiser.process.prior(torch.empty(16, 1, 8, 8), Noise(0, 16).at(0))
     assert float((seen["x"] - sampled).abs().min(0).values.max()) > 0
     assert float(torch.cdist(seen["x"].flatten(1), sampled.flatten(1)).min()) > 1
+
+
+@pytest.mark.parametrize("steps", [5, 8, 15])
+def test_the_table_of_a_linear_solver_is_that_solver(steps):
+    process = Gaussian(EDM())
+    model = GaussianMixture(process, torch.tensor([[-1.0, 0.4], [0.9, -0.2]]), torch.full((2, 2), 0.2))
+    levels = AngleGrid().levels(process, steps)
+    written = table(AdamsMoulton(), levels)
+    x = 80 * Noise(0, 5).normal(torch.empty(5, 2, dtype=torch.float64))
+    got = integrate(model, written, written.grid.levels(process, steps), x, Noise(0, 5))
+    assert torch.allclose(got, integrate(model, AdamsMoulton(), levels, x, Noise(0, 5)), atol=1e-12, rtol=0)

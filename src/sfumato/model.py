@@ -37,6 +37,7 @@ from .solvers import (
     build_grid,
     build_solver,
     log_likelihood,
+    noisiest,
     sample,
     sample_from,
     steps_within,
@@ -227,7 +228,7 @@ class Model:
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
-        x = process.prior(weights.new_empty(trajectories, *self.domain.shape), noise.at(1))
+        x = process.prior(weights.new_empty(trajectories, *self.domain.shape), noise.at(1), noisiest(process))
         condition = None
         if self.classes:
             condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}

@@ -28,6 +28,7 @@ from .grid import (
     UniformGrid,
     build_grid,
     check_levels,
+    noisiest,
 )
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
@@ -166,6 +167,7 @@ __all__ = [
     "check_solver",
     "integrate",
     "log_likelihood",
+    "noisiest",
     "sample",
     "sample_from",
     "steer",

@@ -23,12 +23,14 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import SolverError
-from ..noise import Draws
-from ..processes import Gaussian, Level
-from .grid import TunedGrid, check_steps
+from ..noise import Draws, Noise
+from ..processes import CLEAN, Flow, Gaussian, Level, Prediction
+from .adams import adams_weights
+from .grid import TunedGrid, check_steps, noisiest
 from .solver import Denoise, Solver
 
 NEAR = 1e-6  # two levels whose log-SNRs differ by less are the same level
@@ -107,22 +109,38 @@ def combined(row: Sequence[float], start: Tensor, slopes: Sequence[Tensor]) -> T
 def adams(process: Gaussian, steps: int, order: int = 2, rho: float = 1.2) -> Tuned:
     """The table of Adams-Bashforth-Moulton of an order on the nodes u_end + (u_0 - u_end) (1 - i / N)^rho."""
     check_steps(steps)
-    first, last = (sigma / (alpha + sigma) for _, alpha, sigma, _ in map(process.level, (1.0, 0.0)))
+    ends = noisiest(process), process.level(0.0)
+    first, last = (level.sigma / (level.alpha + level.sigma) for level in ends)
     u = [last + (first - last) * (1 - i / steps) ** rho for i in range(steps)] + [0.0]
     rows, running = [], np.zeros(steps)
     for i in range(steps):
         known = slice(max(0, i - order + 1), i + 1)
         if i:
             behind = known if order > 1 else slice(i - 1, i)  # Euler's step has nothing to correct
-            running[behind] += _integrals(u[behind], u[i - 1], u[i])
+            running[behind] += adams_weights(u[behind], u[i - 1], u[i])
         row = running.copy()
-        row[known] += _integrals(u[known], u[i], u[i + 1])
+        row[known] += adams_weights(u[known], u[i], u[i + 1])
         rows.append((1.0, *row[: i + 1]))
     return Tuned(tuple(2 * math.log((1 - node) / node) for node in u[1:-1]), tuple(rows))
 
 
-def _integrals(nodes: Sequence[float], start: float, end: float) -> np.ndarray:
-    """Integrals from start to end of the Lagrange polynomials on the nodes, exact for polynomials through them."""
-    powers = np.arange(len(nodes))
-    shifted = (np.array(nodes) - start) / (end - start)
-    return (end - start) * np.linalg.solve(shifted[None, :] ** powers[:, None], 1 / (powers + 1))
+def table(solver: Solver, levels: Sequence[Level]) -> Tuned:
+    """The table of a linear multistep solver on its levels, read off a run on the unit vectors of y_0, v_0, v_1, ..
+
+    The flow process has alpha + sigma = 1, so its states are the points y and its velocity is v.
+    """
+    steps, process = len(levels) - 1, Gaussian(Flow())
+    own = [process.schedule.level_at(level.log_snr) for level in levels[:-1]]
+    solver, x, rows = solver.within(steps), torch.zeros(1, steps + 1, dtype=torch.float64), []
+    x[0, 0] = 1
+
+    def denoise(x_t: Tensor, level: Level) -> Prediction:
+        v = torch.zeros_like(x_t)
+        v[0, len(rows) + 1] = 1
+        return Prediction(v, "velocity", x_t, level, process)
+
+    carry = solver.init(x)
+    for t, s in pairwise([*own, CLEAN]):
+        x, carry = solver.step(denoise, process, x, t, s, carry, Noise(0, 1).at(0))
+        rows.append(tuple(x[0, : len(rows) + 2].tolist()))
+    return Tuned(tuple(level.log_snr for level in levels[1:-1]), tuple(rows))

@@ -49,8 +49,10 @@ from ..denoisers import Condition, Denoises
 from ..errors import SolverError
 from ..noise import Noise
 from ..processes import Gaussian, Level
+from .adams_moulton import AdamsMoulton
+from .grid import AngleGrid, noisiest
 from .solver import Solver, integrate
-from .tuned import Tuned, adams, combined
+from .tuned import Tuned, adams, combined, table
 
 Progress = Callable[[str, int, int], None]
 STARTS = [(order, rho) for order in (2, 3) for rho in (1.0, 1.2, 1.5)]
@@ -148,6 +150,7 @@ def tune(
         pace = (time.monotonic() - began) / (count * effort.fine)  # seconds an evaluation of one sample takes
         held, fit = slice(0, plain // 4), slice(plain // 4, count)
         untuned = [adams(denoiser.process, steps, *start) for start in STARTS]
+        untuned.append(table(AdamsMoulton(), AngleGrid().levels(denoiser.process, steps)))
         few = slice(fit.start, min(fit.start + 32, count))
         scores = [float(_sizes(runner.ends(start, x, few) - targets[few]).mean()) for start in untuned]
         start = untuned[int(np.argmin(scores))]
@@ -180,7 +183,7 @@ class _Runner:
     def __init__(self, denoiser: Denoises, condition: Condition, batch: int):
         self.denoiser, self.condition, self.batch = denoiser, condition, batch
         self.process: Gaussian = denoiser.process
-        self.first = self.process.level(1.0)
+        self.first = noisiest(self.process)
 
     def of(self, part: slice) -> _Runner:
         """The same for some of the trajectories."""
