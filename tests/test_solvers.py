@@ -689,7 +689,11 @@ def test_grids_rise_from_the_start_to_clean_data_in_so_many_steps(kind, schedule
             assert levels[-1].alpha == 1
             assert all(s.log_snr > t.log_snr for t, s in pairwise(levels))
             first = process.level(start)
-            if kind in ("angle", "karras", "log-snr"):  # they stop at sigma / alpha = 80 on the way to infinity
+            if kind in (
+                "angle",
+                "karras",
+                "log-snr",
+            ):  # they stop at sigma / alpha = 80 on the way to infinity
                 assert levels[0].sigma / levels[0].alpha == pytest.approx(
                     80 if first.alpha == 0 else first.sigma / first.alpha, rel=1e-9
                 )
