@@ -30,7 +30,8 @@ differentiable, only smooth. h = eps^0.4 for the machine's eps balances rounding
 step uses as many trajectories as the time allows for, taken anew; whether it is kept is decided on four times as many.
 
 **Several starts.** The minimum that is reached depends on the table one starts from, so a model that is fast enough is
-fitted from the three untuned tables with the smallest errors, and the fit with the smallest mean error is kept.
+fitted from the best table of each kind (orders 2 and 3, the package's default), and the fit with the smallest mean
+error is kept.
 
 **Never worse.** A quarter of the trajectories is held out. There the tuned solver must beat every rival at the same
 number of evaluations, in the median error over trajectories and in the mean; else `Tuning.better` is false.
@@ -59,7 +60,6 @@ from .tuned import Tuned, adams, combined, table
 
 Progress = Callable[[str, int, int], None]
 STARTS = [(order, rho) for order in (2, 3) for rho in (1.0, 1.2, 1.5)]
-TRIES = 3  # starts that are fitted from, where there is time
 HALVINGS = 6
 LARGEST_JACOBIAN = 2**26  # numbers
 ROUNDS = 12  # Levenberg-Marquardt steps that should fit into the time
@@ -158,7 +158,11 @@ def tune(
         few = slice(fit.start, min(fit.start + 32, count))
         scores = [float(_sizes(runner.ends(start, x, few) - targets[few]).mean()) for start in untuned]
         deadline, found = began + 0.9 * effort.seconds, []
-        for start in [untuned[k] for k in np.argsort(scores)[:TRIES]]:
+        families = [slice(k, k + 3) for k in range(0, len(STARTS), 3)] + [slice(len(STARTS), None)]
+        tries = [
+            min(zip(scores[one], untuned[one], strict=True), key=lambda pair: pair[0]) for one in families
+        ]
+        for _, start in sorted(tries, key=lambda pair: pair[0]):
             since = time.monotonic()
             fitting = _Fit(runner.of(fit), x[fit], targets[fit], start)
             wanted = effort.seconds * 0.5 / (ROUNDS * pace * fitting.evaluations)
