@@ -158,11 +158,9 @@ def tune(
         few = slice(fit.start, min(fit.start + 32, count))
         scores = [float(_sizes(runner.ends(start, x, few) - targets[few]).mean()) for start in untuned]
         deadline, found = began + 0.9 * effort.seconds, []
-        families = [slice(k, k + 3) for k in range(0, len(STARTS), 3)] + [slice(len(STARTS), None)]
-        tries = [
-            min(zip(scores[one], untuned[one], strict=True), key=lambda pair: pair[0]) for one in families
-        ]
-        for _, start in sorted(tries, key=lambda pair: pair[0]):
+        families = [range(k, min(k + 3, len(untuned))) for k in range(0, len(untuned), 3)]
+        tries = sorted((min(one, key=scores.__getitem__) for one in families), key=scores.__getitem__)
+        for start in [untuned[k] for k in tries]:
             since = time.monotonic()
             fitting = _Fit(runner.of(fit), x[fit], targets[fit], start)
             wanted = effort.seconds * 0.5 / (ROUNDS * pace * fitting.evaluations)
@@ -173,7 +171,8 @@ def tune(
                 if not fitting.step(done, deadline) and fitting.count == len(fitting.all):
                     break
                 done += 1
-            error = float(_sizes(runner.ends(fitting.solver(), x, fit) - targets[fit]).mean())
+            natural = slice(fit.start, plain)  # without the hard ones: what samples will be like
+            error = float(_sizes(runner.ends(fitting.solver(), x, natural) - targets[natural]).mean())
             found.append((error, len(found), fitting.solver(), start, done))
             # another start only where the model is fast enough for it to be fitted as far
             if fitting.count < len(fitting.all) or 2 * time.monotonic() - since > deadline:
