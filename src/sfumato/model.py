@@ -122,12 +122,17 @@ class Model:
         guidance: float | None = None,
         *,
         conditional: bool = False,
+        start: float | None = None,
     ) -> Sampling:
         """The settings that `sample` uses: the model's own where none are given, a tuned solver where one fits.
 
         One fits if it has been tuned to these steps at this guidance, with conditions as here. solver: also "tuned".
+        start: the time to come from instead of noise; a tuned solver is tuned to the whole way and never fits.
         Raises BundleError for a tuned solver of another model, guidance or kind of condition, or where there is none.
         """
+        if start is not None:
+            plan = self.sampling.with_(solver, grid, steps, guidance)
+            return plan.with_(grid=replace(plan.grid, start=start))
         if isinstance(solver, Tuned):
             grid, steps = grid or solver.grid, steps or solver.steps
         plan = self.sampling.with_(None if solver == Tuned.kind else solver, grid, steps, guidance)
@@ -177,7 +182,8 @@ class Model:
         """Fit a solver of so many evaluations to this model's own trajectories; `Tuning.solver` may go into `tuned`.
 
         A model with labels is tuned to all of them in turn. The start points are other ones than `sample` of any seed
-        starts from. The rivals are the model's own solver, if it is deterministic, DDIM and DPM-Solver++(2M).
+        starts from. The rivals are the model's own solver, if it is deterministic, the package's default, DDIM and
+        DPM-Solver++(2M).
         """
         guidance = self.sampling.guidance if guidance is None else guidance
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
@@ -196,7 +202,8 @@ class Model:
             (DPMpp2M(), own),
         ):
             # ends of a stochastic solver say nothing about its error, and an adaptive one has its own steps
-            if not solver.stochastic and not isinstance(solver, Driver) and steps >= solver.evaluations:
+            comparable = not solver.stochastic and not isinstance(solver, Driver)
+            if comparable and solver.cost(solver.least_steps) <= steps:
                 levels = grid.levels(process, steps_within(solver, steps))
                 rivals[f"{solver.kind}, {grid.kind} grid"] = (solver, levels)
         denoiser = self.guided(guidance)
@@ -243,21 +250,17 @@ class Model:
             raise BundleError(
                 f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
             )
-        if start is None:
-            plan = self.plan(solver, grid, steps, guidance, conditional=bool(condition))
-        else:  # a tuned solver is tuned to the whole way
-            plan = self.sampling.with_(solver, grid, steps, guidance)
+        since = None if start is None else start[1]
+        plan = self.plan(solver, grid, steps, guidance, conditional=bool(condition), start=since)
         if steps is not None and isinstance(plan.solver, Driver):
             raise SolverError(
                 f"the {plan.solver.kind} solver chooses its own steps: leave steps out, and set its tolerance"
             )
-        if start is not None:
-            plan = plan.with_(grid=replace(plan.grid, start=start[1]))
-            if start[0].shape != (len(chosen), *self.domain.shape):
-                raise BundleError(
-                    f"to start from, {len(chosen)} samples need {(len(chosen), *self.domain.shape)}, "
-                    f"not {tuple(start[0].shape)}"
-                )
+        if start is not None and start[0].shape != (len(chosen), *self.domain.shape):
+            raise BundleError(
+                f"to start from, {len(chosen)} samples need {(len(chosen), *self.domain.shape)}, "
+                f"not {tuple(start[0].shape)}"
+            )
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
         labels = self._condition(condition, len(chosen))
@@ -341,13 +344,22 @@ def spread_labels(count: int, classes: int) -> Tensor:
     return torch.arange(count) % max(classes, 1)
 
 
+def planned(model: Model, settings: Mapping[str, Any]) -> Sampling:
+    """The settings that `model.sample(.., **settings)` uses."""
+    names = {name: settings.get(name) for name in ("solver", "grid", "steps", "guidance")}
+    start = settings.get("start")
+    return model.plan(
+        **names, conditional=bool(settings.get("condition")), start=None if start is None else start[1]
+    )
+
+
 def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[list[Tensor], list[str]]:
     """What the model thinks the picture will be (x0) at evenly spread steps of sampling, and the time of each.
 
     settings: as those of `Model.sample`, `indices` (count of them) included.
     Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
     """
-    plan = model.sampling.with_(settings.get("solver"), steps=settings.get("steps"))
+    plan = planned(model, settings)
     if isinstance(plan.solver, Driver):
         raise SolverError(
             f"a film shows the steps of a grid, and under the {plan.solver.kind} solver each sample has its own: "

@@ -77,6 +77,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from .. import bundle as bundles
     from ..errors import BundleError, SolverError
     from ..model import film as shoot
+    from ..model import planned
     from ..solvers import Unfinished, build_solver
     from .show import Bar, console, write_picture
 
@@ -161,8 +162,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         console.print(f"how they come about: {out}-film.png", soft_wrap=True)
     if inspect:
         many = min(number, 64)
-        plan = model.sampling.with_(solver, grid, steps, guidance)
-        _inspect(model, plan, many, head(many), beside)
+        _inspect(model, planned(model, settings), many, head(many), beside)
         console.print(f"what each step does: {out}-steps.png, the numbers: {out}-steps.json", soft_wrap=True)
     return 0
 
