@@ -31,7 +31,7 @@ def compare(model: GaussianMixture, points: int, name: str) -> None:
         "| divergence | steps | evaluations | error of the mean | median | within 0.01 | largest | covered "
         "| standard error | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
     )
-    for probes, steps in ((0, 6), (0, 10), (0, 16), (4, 10), (16, 10)):
+    for probes, steps in ((0, 8), (0, 16), (4, 16), (16, 16)):
         began = time.perf_counter()
         found = log_likelihood(model, x, steps=steps, probes=probes, noise=Noise(11, points))
         low, high = found.interval()

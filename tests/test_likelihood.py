@@ -52,7 +52,7 @@ def test_the_error_falls_with_order_5_to_that_of_the_ends(schedule):
     for number in steps:
         found = log_likelihood(model, x, steps=number)
         errors.append(float((found.nats - fine).abs().max()))
-        assert found.evaluations == 6 * number + 6 * (number // 2) + 1
+        assert found.evaluations == 6 * number + 1
         assert bool(((found.nats - fine).abs() <= found.error).all())
     assert fitted_order(steps, errors) > 4, errors
     # what stays is the blur of sigma_min = 0.002, (0.002 / 0.1)^2 / 2 for each squared standard deviation in the
@@ -79,7 +79,9 @@ def test_64_dimensions_within_a_hundredth_of_a_nat_per_dimension_in_a_hundred_ev
     found = log_likelihood(model, x)
     assert found.evaluations <= 100
     assert abs(float((found.nats - truth).mean())) / 64 < 0.01
-    assert float((found.nats - truth).abs().median()) / 64 < 0.01
+    assert float((found.nats - truth).abs().max()) / 64 < 0.01
+    low, high = found.interval()
+    assert bool(((low < truth) & (truth < high)).all())
 
 
 def test_the_interval_of_the_probes_covers_the_exact_trace_as_often_as_it_says():
@@ -172,7 +174,7 @@ def test_a_guided_flow_is_refused():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"steps": 1}, "at least 2 steps"),
+        ({"steps": 1}, "even number of steps"),
         ({"steps": 2.5}, "whole number"),
         ({"probes": 2}, "at least 4"),
         ({"probes": True}, "at least 4"),
@@ -208,9 +210,9 @@ def test_it_works_inside_no_grad_and_leaves_no_graph():
     model = ball(Flow())
     x = model.sample(Noise(0, 2))
     with torch.no_grad():
-        found = log_likelihood(model, x, steps=3)
+        found = log_likelihood(model, x, steps=4)
     assert not found.nats.requires_grad
-    assert torch.equal(found.nats, log_likelihood(model, x, steps=3).nats)
+    assert torch.equal(found.nats, log_likelihood(model, x, steps=4).nats)
 
 
 def test_a_model_gives_the_likelihood_of_pictures(tmp_path):

@@ -303,7 +303,7 @@ class Model:
         condition: Mapping[str, Any] | None = None,
         *,
         seed: int = 0,
-        steps: int = 10,
+        steps: int = 16,
         probes: int = 0,
     ) -> LogLikelihood:
         """log p(x | condition) in nats, of what the unguided flow draws; see `solvers.log_likelihood`.

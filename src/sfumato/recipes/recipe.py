@@ -126,7 +126,7 @@ class EvaluationConfig(_Section):
     """Held-out images whose exact log-probability under the flow (bits per dimension) is computed; 0: none."""
     likelihood_probes: Annotated[int, Field(ge=0)] = 4
     """Random probes of the divergence for each image, at least 4; 0: the exact trace, for small pictures."""
-    likelihood_steps: Annotated[int, Field(ge=2)] = 10
+    likelihood_steps: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Steps of the flow, of about nine evaluations each."""
     seed: Annotated[int, Field(ge=0)] = 1
 

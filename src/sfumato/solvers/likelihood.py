@@ -23,9 +23,16 @@ E[z^T (dg/dy) z] = div g (Hutchinson 1990), one backward pass each. A probe stay
 (Grathwohl et al. 2019), so each gives one unbiased estimate of the integral, and their spread an interval (Student's).
 "An evaluation" is one of the denoiser together with its divergence.
 
-**Error of the steps.** The path is also integrated in half as many steps, and the difference of the two results stands
-for the error of the finer: it is about the coarser's own, hence on the safe side where steps are short enough to be of
-order 5 at all.
+**Error of the steps.** At the ends of two steps h, where all is known anyway, Simpson's rule gives the same integrals
+again, to order 4 only, and what it differs by stands for the error:
+
+    e_k = (int div)_k - h/3 (d_k + 4 d_k+1 + d_k+2),    f_k = y_k+2 - y_k - h/3 (g_k + 4 g_k+1 + g_k+2),
+
+    E = sum_k |e_k + f_k . grad log p_u(y_k+2)|,
+
+d and g the divergence and the slope at the ends. A path led astray by f changes what is still to come by its product
+with the score. E is on the safe side, several times the error seen. The pair's embedded formula, free as well, fell
+short of the error by up to 80 times, and following a second path of half as many steps costs half as much again.
 
 **Bits per dimension.** A value k of 256 in [-1, 1] stands for the interval of width 2/255 around it. With v uniform in
 it, log P(k) >= E_v log p(v) + dim log(2/255) (Theis et al. 2016): what is reported is an upper bound of -log2 P by this
@@ -88,14 +95,14 @@ def log_likelihood(
     x: Tensor,
     condition: Condition = None,
     *,
-    steps: int = 10,
+    steps: int = 16,
     probes: int = 0,
     noise: Noise | None = None,
     sigma_min: float | None = None,
 ) -> LogLikelihood:
     """log p(x), (batch,) in nats, of what the probability flow of a denoiser draws.
 
-    x: data (batch, ...). steps: at least 2; 6 steps + 6 (steps // 2) + 1 evaluations. probes: 0 for the exact trace, or
+    x: data (batch, ...). steps: even; 6 evaluations each, and 1 more. probes: 0 for the exact trace, or
     at least 4 for Hutchinson's, keyed by `noise` (seed 0 without one). sigma_min: the sigma / alpha at which the
     density is taken (None: the schedule's own smallest, or 0.002 where that is 0).
     Raises SolverError for a guided denoiser, one without derivatives, or a result that is not finite.
@@ -108,8 +115,8 @@ def log_likelihood(
                 "use guidance 1"
             )
         inner = getattr(inner, "denoiser", None)
-    if check_steps(steps) < 2:
-        raise SolverError("a log-likelihood needs at least 2 steps, to know its error")
+    if check_steps(steps) % 2:
+        raise SolverError(f"a log-likelihood needs an even number of steps, to know its error, not {steps}")
     if isinstance(probes, bool) or not isinstance(probes, int) or not (probes == 0 or probes >= 4):
         raise SolverError(
             f"probes must be 0 (exact trace) or a whole number of at least 4 (for an interval), not {probes!r}"
@@ -121,7 +128,7 @@ def log_likelihood(
     first, last = math.sqrt(low / (1 + low)), math.sqrt(u_top)
     used = 0
 
-    def slope(y: Tensor, w: float) -> tuple[Tensor, Tensor]:
+    def slope(y: Tensor, w: float) -> tuple[Tensor, Tensor, Tensor]:
         nonlocal used
         used += 1
         with torch.inference_mode(False), torch.enable_grad():
@@ -136,36 +143,36 @@ def log_likelihood(
                 )
             g = prediction.combine(a, b)
             spread = divergence(g, y, signs)
-        return 2 * w * g.detach(), 2 * w * spread
+            pull = fit(c, y) * prediction.to("score")  # grad log p_u(y)
+        return 2 * w * g.detach(), 2 * w * spread, pull.detach()
 
-    def follow(number: int) -> tuple[Tensor, Tensor]:
-        y, total, (g, spread) = y0, torch.zeros_like(start[1]), start
-        h = (last - first) / number
-        for i in range(number):
-            slopes, spreads = [g], [spread]
-            for row, node in zip(_PAIR.rows, _PAIR.nodes, strict=True):
-                end = last if node == 1 and i + 1 == number else first + (i + node) * h
-                g, spread = slope(y + h * weighted(row, slopes), end)
-                slopes.append(g)
-                spreads.append(spread)
-            y = y + h * weighted(_PAIR.rows[-1], slopes[:-1])
-            total = total + h * weighted(_PAIR.rows[-1], spreads[:-1])
-        return y, total
-
-    y0 = (1 - first**2) * x
-    start = slope(y0, first)
+    y = (1 - first**2) * x
+    g, spread, pull = slope(y, first)
+    total, error = torch.zeros_like(spread), torch.zeros_like(spread[:, 0])
+    h, ends = (last - first) / steps, [(y, total, g, spread)]
+    for i in range(steps):
+        slopes, spreads = [g], [spread]
+        for row, node in zip(_PAIR.rows, _PAIR.nodes, strict=True):
+            end = last if node == 1 and i + 1 == steps else first + (i + node) * h
+            g, spread, pull = slope(y + h * weighted(row, slopes), end)
+            slopes.append(g)
+            spreads.append(spread)
+        y = y + h * weighted(_PAIR.rows[-1], slopes[:-1])
+        total = total + h * weighted(_PAIR.rows[-1], spreads[:-1])
+        ends.append((y, total, g, spread))
+        if len(ends) == 3:
+            (y_a, total_a, g_a, s_a), (_, _, g_b, s_b), _ = ends
+            astray = y - y_a - h / 3 * (g_a + 4 * g_b + g)
+            missed = total - total_a - h / 3 * (s_a + 4 * s_b + spread)
+            error = error + (missed.mean(1) + (astray * pull).flatten(1).double().sum(1)).abs()
+            ends = ends[2:]
     variance = (top.sigma**2 + (top.alpha * process.sigma_data) ** 2) / (top.alpha + top.sigma) ** 2
-    found = []
-    for number in (steps, steps // 2):
-        y, total = follow(number)
-        size = y.flatten(1).double().square().sum(1)
-        prior = -0.5 * (size / variance + dim * math.log(2 * math.pi * variance))
-        found.append(total + (prior + dim * math.log1p(-(first**2)))[:, None])
-    each, coarse = found
+    size = y.flatten(1).double().square().sum(1)
+    prior = -0.5 * (size / variance + dim * math.log(2 * math.pi * variance))
+    each = total + (prior + dim * math.log1p(-(first**2)))[:, None]
     if not bool(each.isfinite().all()):
         bad = int((~each.isfinite().all(1)).nonzero()[0])
         raise SolverError(f"the log-likelihood of sample {bad} is not finite")
-    error = (each.mean(1) - coarse.mean(1)).abs()
     deviation = each.std(1) / probes**0.5 if probes else torch.zeros_like(error)
     return LogLikelihood(each.mean(1), error, deviation, used, probes)
 
@@ -200,7 +207,7 @@ def bits_per_dimension(
     noise: Noise,
     condition: Condition = None,
     *,
-    steps: int = 10,
+    steps: int = 16,
     probes: int = 0,
     values: int = 256,
 ) -> Tensor:
