@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sfumato.bundle as bundles
 from sfumato.errors import BundleError, RunError, SolverError
-from sfumato.model import film
+from sfumato.film import film
 from sfumato.solvers import Unfinished
 
 
@@ -198,8 +198,12 @@ def test_a_film_ends_with_the_sample(demo_folder: Path, steps: int):
 def test_a_label_that_is_no_label_is_refused(demo_folder: Path, label: object):
     model = bundles.load(demo_folder / "runs" / "demo" / "model")
     with pytest.raises(BundleError, match="whole number"):
-        model.labels(label, 2)
-    assert model.labels(np.int64(3), 2).tolist() == model.labels(np.array([3, 3]), 2).tolist() == [3, 3]
+        model.conditions.labels(label, 2)
+    assert (
+        model.conditions.labels(np.int64(3), 2).tolist()
+        == model.conditions.labels(np.array([3, 3]), 2).tolist()
+        == [3, 3]
+    )
 
 
 def test_a_model_that_always_saw_labels_is_not_sampled_without(demo_folder: Path):

@@ -17,7 +17,8 @@ from sfumato import bundle
 from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture, InPhase
 from sfumato.domains.images import Images
 from sfumato.errors import RecipeError, SfumatoError, SolverError
-from sfumato.model import Model, Sampling, film
+from sfumato.film import film
+from sfumato.model import Model, Sampling
 from sfumato.networks import build
 from sfumato.noise import BatchNoise, Noise
 from sfumato.objectives import Denoising, PhaseScoreMatching, build_objective, check_trains

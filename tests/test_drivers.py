@@ -16,7 +16,7 @@ from sfumato.bundle import load
 from sfumato.cli import main
 from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture
 from sfumato.errors import SolverError
-from sfumato.model import film
+from sfumato.film import film
 from sfumato.noise import Noise
 from sfumato.processes import (
     CLEAN,

@@ -8,18 +8,17 @@ picture as sample 7 drawn alone, whatever the batch.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .conditions import Conditions, spread_labels
 from .denoisers import ClassifierFree, Denoiser, Denoises
 from .domains.images import Images
-from .errors import BundleError, SolverError, choose
+from .errors import BundleError, SolverError
 from .noise import Noise
 from .processes import Prediction
 from .sampling import Sampling
@@ -64,34 +63,10 @@ class Model:
         config = getattr(self.denoiser.network, "config", {})
         return self.domain.classes if config.get("classes") else ()
 
-    def labels(self, given: Any, count: int) -> Tensor:
-        """Label numbers (count,) from one label or several, each a number or a class name.
-
-        Raises BundleError for a label the model does not have, or a number of labels that does not fit.
-        """
-        if not self.classes:
-            raise BundleError("this model knows no labels: leave the condition out")
-        given = given.tolist() if hasattr(given, "tolist") else given  # tensors, NumPy's arrays and numbers
-        names = {name: k for k, name in enumerate(self.classes)}
-        values = (
-            list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
-        )
-        if len(values) != count:
-            raise BundleError(f"{len(values)} labels were given for {count} samples")
-        found = []
-        for value in values:
-            if isinstance(value, str) and value not in names and value.isdecimal():
-                value = int(value)
-            if isinstance(value, str):
-                value = names[choose(value, names, "class", BundleError)]
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise BundleError(f"a label is a class's name or a whole number, not {value!r}")
-            if not 0 <= value < len(names):
-                raise BundleError(
-                    f"label {value} is out of range: the model has labels 0 to {len(names) - 1}"
-                )
-            found.append(int(value))
-        return torch.tensor(found, dtype=torch.long)
+    @property
+    def conditions(self) -> Conditions:
+        """What this model can be asked for, and how a user's words for it become tensors."""
+        return Conditions(self.classes, bool(self.info.get("guidable", True)))
 
     def guided(self, weight: float) -> Denoises:
         """The denoiser under classifier-free guidance of a weight (the denoiser itself at 1)."""
@@ -263,7 +238,7 @@ class Model:
             )
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
-        labels = self._condition(condition, len(chosen))
+        given = self.conditions.tensors(condition, len(chosen))
         weights = next(self.denoiser.parameters())
         chunks = range(0, len(chosen), batch)
         try:
@@ -276,7 +251,8 @@ class Model:
             settings: dict[str, Any] = {
                 "solver": plan.solver,
                 "levels": levels,
-                "condition": None if labels is None else {"label": labels[part].to(weights.device)},
+                "condition": given
+                and {name: value[part].to(weights.device) for name, value in given.items()},
                 "callback": _counted(callback, k, len(chunks)),
             }
             try:
@@ -311,21 +287,10 @@ class Model:
         x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
         costs a backward pass for each number of a picture, or at least 4 random ones of a seed.
         """
-        labels = self._condition(condition, len(x))
-        given = None if labels is None else {"label": labels.to(x.device)}
+        given = self.conditions.tensors(condition, len(x))
+        given = given and {name: value.to(x.device) for name, value in given.items()}
         noise = Noise(seed, len(x))
         return log_likelihood(self.denoiser, x, given, steps=steps, probes=probes, noise=noise)
-
-    def _condition(self, condition: Mapping[str, Any] | None, count: int) -> Tensor | None:
-        if not condition:
-            if self.classes and not self.info.get("guidable", True):
-                raise BundleError(
-                    'this model was trained with a label always: give a condition={"label": ...}'
-                )
-            return None
-        for name in condition:
-            choose(name, ["label"] if self.classes else [], "condition", BundleError)
-        return self.labels(condition["label"], count)
 
 
 def _counted(callback: Callback | None, chunk: int, chunks: int) -> Callback | None:
@@ -337,45 +302,3 @@ def _counted(callback: Callback | None, chunk: int, chunks: int) -> Callback | N
         callback(chunk * steps + step, chunks * steps, x, prediction)
 
     return told
-
-
-def spread_labels(count: int, classes: int) -> Tensor:
-    """Labels 0, 1, .. in turn, (count,): as many of each class as can be."""
-    return torch.arange(count) % max(classes, 1)
-
-
-def planned(model: Model, settings: Mapping[str, Any]) -> Sampling:
-    """The settings that `model.sample(.., **settings)` uses."""
-    names = {name: settings.get(name) for name in ("solver", "grid", "steps", "guidance")}
-    start = settings.get("start")
-    return model.plan(
-        **names, conditional=bool(settings.get("condition")), start=None if start is None else start[1]
-    )
-
-
-def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[list[Tensor], list[str]]:
-    """What the model thinks the picture will be (x0) at evenly spread steps of sampling, and the time of each.
-
-    settings: as those of `Model.sample`, `indices` (count of them) included.
-    Returns `frames` tensors (count, ...) or fewer, and a caption "t = 0.50" for each. The last is the sample.
-    """
-    plan = planned(model, settings)
-    if isinstance(plan.solver, Driver):
-        raise SolverError(
-            f"a film shows the steps of a grid, and under the {plan.solver.kind} solver each sample has its own: "
-            "choose another solver for the film"
-        )
-    steps = plan.steps
-    shown = min(frames, steps)
-    wanted = {math.ceil((k + 1) * steps / shown) for k in range(shown)}
-    shots: list[Tensor] = []
-    captions: list[str] = []
-
-    def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
-        if done in wanted:
-            guess = None if done == total else prediction
-            shots.append((model.denoiser.process.data(x) if guess is None else guess.x0).clone())
-            captions.append("sample" if guess is None else f"t = {guess.level.time:.2f}")
-
-    model.sample(None if settings.get("indices") else count, callback=keep, batch=count, **settings)
-    return shots, captions

@@ -76,8 +76,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     """
     from .. import bundle as bundles
     from ..errors import BundleError, SolverError
-    from ..model import film as shoot
-    from ..model import planned
+    from ..film import film as shoot
+    from ..film import planned
     from ..solvers import Unfinished, build_solver
     from .show import Bar, console, write_picture
 
@@ -117,7 +117,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "guidance": guidance,
         "start": start,
     }
-    labels = model.labels(condition["label"], number) if condition else None
+    labels = model.conditions.labels(condition["label"], number) if condition else None
     try:
         with Bar("sampling", " steps") as bar:
             samples = model.sample(

@@ -127,7 +127,7 @@ class EvaluationConfig(_Section):
     likelihood_probes: Annotated[int, Field(ge=0)] = 4
     """Random probes of the divergence for each image, at least 4; 0: the exact trace, for small pictures."""
     likelihood_steps: Annotated[int, Field(ge=2, multiple_of=2)] = 16
-    """Steps of the flow, of about nine evaluations each."""
+    """Steps of the flow, an even number, of six evaluations each."""
     seed: Annotated[int, Field(ge=0)] = 1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..conditions import spread_labels
 from ..evaluation.report import (
     Commands,
     Curve,
@@ -21,7 +22,8 @@ from ..evaluation.report import (
     figure_training,
 )
 from ..files import write_atomically
-from ..model import Model, film, spread_labels
+from ..film import film
+from ..model import Model
 from ..training.logbook import read_log
 from .judge import Judgement
 from .run import png, sample_sheet

@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from .. import bundle
+from ..conditions import spread_labels
 from ..denoisers import Denoiser
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..errors import BundleError, DataError, RecipeError, RunError
 from ..files import write_atomically
-from ..model import Model, Sampling, spread_labels
+from ..model import Model, Sampling
 from ..networks import build
 from ..objectives import Objective, build_objective, check_trains
 from ..processes import build_process
