@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -56,7 +57,9 @@ from sfumato.solvers import (
     Heun,
     KarrasGrid,
     LogSNRGrid,
+    PredictorCorrector,
     RungeKutta,
+    SASolver,
     UniformGrid,
     UniPC,
     build_grid,
@@ -253,6 +256,44 @@ def test_check_solver_wants_a_frozen_dataclass():
 
     with pytest.raises(LawBroken, match="frozen"):
         check_solver(Melted())  # type: ignore[arg-type]
+
+
+def strict(part):
+    """What another program makes of a part's JSON, which knows no infinity and no NaN."""
+    return json.loads(json.dumps(part.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_what_a_solver_writes_is_json_and_makes_it_again(kind):
+    plain = build_solver(kind)
+    assert build_solver(**strict(plain)) == plain
+    corrected = (
+        PredictorCorrector(plain) if kind != "predictor-corrector" else PredictorCorrector(Heun("angle"))
+    )
+    assert build_solver(**strict(corrected)) == corrected
+    # a number that JSON cannot hold is refused, or stands for one that it can
+    numbers = [f.name for f in fields(plain) if type(getattr(plain, f.name)) in (int, float)]
+    for field in {*numbers, "s_max"} & set(vars(plain)):
+        for value in (math.inf, math.nan):
+            try:
+                other = replace(plain, **{field: value})
+            except SolverError:
+                continue
+            assert build_solver(**strict(other)) == other
+
+
+@pytest.mark.parametrize("solver", [SASolver(), EDMSolver(churn=0.4)], ids=name)
+def test_without_an_upper_end_noise_is_renewed_at_every_level(solver):
+    """None, infinity and a number beyond all levels are one interval, and an end among the levels is another."""
+    model, x = hills(Gaussian(EDM())), 80 * Noise(0, 4).normal(torch.empty(4, 2, dtype=torch.float64))
+    levels = KarrasGrid().levels(model.process, 8)
+    ends = [
+        integrate(model, replace(solver, s_max=s_max), levels, x, Noise(1, 4))
+        for s_max in (None, math.inf, 1e6, 3.0)
+    ]
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], ends[3])
 
 
 # -- order -----------------------------------------------------------------------------------------------------------

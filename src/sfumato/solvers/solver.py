@@ -197,6 +197,18 @@ def check_served(solver: Solver, process: Any) -> None:
         raise SolverError(f"the {solver.kind} solver serves {names} processes, not {type(process).__name__}")
 
 
+def upper_end(kind: str, s_min: float, s_max: float | None) -> float | None:
+    """s_max of an interval of sigma / alpha, None for infinity, which JSON does not know. Raises SolverError for none."""
+    if not 0 <= s_min < math.inf or not (s_max is None or s_min <= s_max):
+        raise SolverError(f"the {kind} solver needs 0 <= s_min <= s_max, not {s_min!r} and {s_max!r}")
+    return None if s_max == math.inf else s_max
+
+
+def between(ratio: float, s_min: float, s_max: float | None) -> bool:
+    """Whether a sigma / alpha lies in an interval that may have no upper end."""
+    return s_min <= ratio and (s_max is None or ratio <= s_max)
+
+
 def check_run(solver: Solver, process: Any, levels: Sequence[Level]) -> None:
     """Raise SolverError unless the solver serves the process and the grid goes from noise to data in enough steps."""
     check_served(solver, process)
