@@ -216,7 +216,8 @@ class EDMSolver(Solver):
     """EDM's stochastic sampler. churn: share of noise renewed a step (S_churn / N); 0 is Heun in the sigma frame.
 
     s_min, s_max: the sigma / alpha between which noise is renewed (s_max None: no upper end). s_noise: inflation of the
-    fresh noise.
+    fresh noise. A first step from pure noise is DDIM's, and a run of several that begins there costs one evaluation
+    less than `cost` says.
     """
 
     kind: ClassVar[str] = "edm"
@@ -239,12 +240,14 @@ class EDMSolver(Solver):
         return self.churn > 0
 
     def cost(self, steps: int) -> int:
-        return 2 * steps - 1  # one less where the first step is from pure noise, which is DDIM's
+        return 2 * steps - 1
 
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
-        if t.alpha == 0:  # the sigma frame does not reach infinity; DDIM's step does
+        if (
+            t.alpha == 0
+        ):  # where the sigma frame does not reach; Heun's step in the flow frame is no better there
             return euler_step("flow", denoise, process, x, t, s)[0], None
         ratio = t.sigma / t.alpha
         if self.churn > 0 and between(ratio, self.s_min, self.s_max):

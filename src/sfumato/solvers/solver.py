@@ -83,7 +83,10 @@ class Solver:
         return self.order
 
     def cost(self, steps: int) -> int:
-        """The evaluations of a run of so many steps to clean data."""
+        """The evaluations of a run of so many steps to clean data: the most, if it depends on where they start.
+
+        It is reached from every start but pure noise, from which a solver may have to begin with a cheaper step.
+        """
         return steps * self.evaluations
 
     def within(self, steps: int) -> Solver:
@@ -198,7 +201,7 @@ def check_served(solver: Solver, process: Any) -> None:
 
 
 def upper_end(kind: str, s_min: float, s_max: float | None) -> float | None:
-    """s_max of an interval of sigma / alpha, None for infinity, which JSON does not know. Raises SolverError for none."""
+    """s_max of an interval of sigma / alpha, None for infinity, which JSON does not know; SolverError if it is none."""
     if not 0 <= s_min < math.inf or not (s_max is None or s_min <= s_max):
         raise SolverError(f"the {kind} solver needs 0 <= s_min <= s_max, not {s_min!r} and {s_max!r}")
     return None if s_max == math.inf else s_max
