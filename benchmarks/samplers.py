@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 from sfumato.solvers import SOLVERS, Driver, build_solver, steps_within
 
 GRIDS = ("angle", "flow", "log-snr", "karras")

@@ -51,7 +51,6 @@ from sfumato.solvers import (
     Adams,
     AdamsMoulton,
     Ancestral,
-    AnnealedLangevin,
     DPMpp2M,
     DPMpp3M,
     DPMppS,
