@@ -233,7 +233,7 @@ def sampled(work: Path, samples: int, near: int, only: list[str]) -> dict:
     from sfumato.evaluation.evaluate import Judge
     from sfumato.evaluation.features import build_features
     from sfumato.noise import Noise
-    from sfumato.recipes.judge import _Labelled, labels_like
+    from sfumato.recipes.bench import _Labelled, labels_like
     from sfumato.solvers import FlowGrid, Heun, integrate
 
     train_data, held_data = digits()

@@ -28,21 +28,21 @@ from pathlib import Path
 import torch
 
 from sfumato.noise import Noise
-from sfumato.processes import EDM, Gaussian, Level, Prediction
-from sfumato.solvers import SOLVERS, KarrasGrid, SDEDPMpp, Solver, brownian, integrate
+from sfumato.processes import EDM, Cosine, Flow, Gaussian, Level, Linear, Prediction, Schedule, Table
+from sfumato.solvers import SOLVERS, DPMpp2M, KarrasGrid, SDEDPMpp, Solver, brownian, integrate
 
 SHAPE = (16, 3, 32, 32)
 CLOCK = time.process_time
 
 
 class Says:
-    """A denoiser that always says the same tensor."""
+    """A denoiser that always says the same tensor, in a row."""
 
-    def __init__(self, said: torch.Tensor):
-        self.process, self.said = Gaussian(EDM()), said
+    def __init__(self, said: torch.Tensor, schedule: Schedule | None = None, row: str = "x0"):
+        self.process, self.said, self.row = Gaussian(schedule or EDM()), said, row
 
     def __call__(self, x_t, t, condition=None) -> Prediction:
-        return Prediction(self.said, "x0", x_t, t, self.process)
+        return Prediction(self.said, self.row, x_t, t, self.process)
 
 
 def k_sampling() -> types.ModuleType | None:
@@ -79,12 +79,20 @@ def runs(steps: int) -> dict[str, Callable[[], object]]:
     def ours(solver: Solver) -> Callable[[], object]:
         return lambda: integrate(model, solver, levels, x, noise)
 
+    def spoken(schedule: Schedule) -> Callable[[], object]:
+        told = Says(said, schedule, "velocity")
+        own = KarrasGrid().levels(told.process, steps)
+        return lambda: integrate(told, DPMpp2M(), own, x, noise)
+
     table: dict[str, Callable[[], object]] = {
         "three operations": bare,
         "torch.randn": draw,
         "Noise.normal": keyed,
     }
-    table |= {kind: ours(cls()) for kind, cls in SOLVERS.items()}
+    table |= {kind: ours(cls()) for kind, cls in SOLVERS.items() if Gaussian in cls().serves}
+    # turning a velocity into x0 takes the schedule's rates, by closed form or automatic differentiation (the last two)
+    for schedule in (EDM(), Flow(), Linear(), Cosine(), Table()):
+        table[f"dpm++2m, velocity row, {schedule.kind}"] = spoken(schedule)
     # a fresh path for each run, since a path keeps what it met last
     table["sde-dpm++, path"] = lambda: integrate(model, SDEDPMpp(), levels, x, brownian(noise, levels))
     table |= _k_diffusion(x, said, levels) | _diffusers(x, said, steps)

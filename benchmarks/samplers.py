@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.evaluation.features import in_batches, to_unit
 from sfumato.evaluation.measure import interval, resample
 from sfumato.evaluation.metrics import frechet_distance, gaussian_frechet, moments
-from sfumato.recipes.judge import Bench, labels_like
+from sfumato.recipes.bench import Bench, labels_like
 from sfumato.solvers import SOLVERS, Driver, build_solver, steps_within
 
 GRIDS = ("angle", "flow", "log-snr", "karras")

@@ -281,7 +281,7 @@ def judge_all(work: Path, samples: int, out: Path) -> dict:
     from sfumato.evaluation.evaluate import Judge
     from sfumato.evaluation.features import build_features
     from sfumato.evaluation.receipts import machine, versions
-    from sfumato.recipes.judge import _Labelled, labels_like
+    from sfumato.recipes.bench import _Labelled, labels_like
 
     parts = experiment("ours")
     train, held = _Labelled(parts.data), _Labelled(parts.held_out)

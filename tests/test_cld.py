@@ -498,7 +498,7 @@ def test_recipes_that_cannot_be_are_refused_before_training(override, says):
 
 def test_there_is_no_bound_in_phase_space():
     from sfumato.errors import DataError
-    from sfumato.recipes.judge import Bench
+    from sfumato.recipes.bench import Bench
 
     bench = object.__new__(Bench)
     bench.model = small_model(Langevin())

@@ -412,11 +412,11 @@ def test_a_model_is_sampled_to_a_tolerance(model):
 
 def test_the_cost_of_an_adaptive_solver_is_what_was_asked_for(model):
     from sfumato.model import Sampling
-    from sfumato.recipes.judge import sampling_cost
+    from sfumato.recipes.bench import sampling_cost
 
     solver = AdaptiveODE(1e-3)
     adaptive = replace(model, sampling=Sampling(solver, FlowGrid()))
-    cost = sampling_cost(adaptive, 3, 1, steps=7)
+    cost = sampling_cost(adaptive, 3, 1)
     process, noise = model.denoiser.process, Noise(0, 3)
     x = process.prior(torch.zeros(3, 1, 8, 8), noise.at(0))
     with torch.no_grad():

@@ -96,6 +96,23 @@ def test_every_schedule_obeys_the_laws(kind):
     law()
 
 
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_rates_of_a_schedule_are_those_of_automatic_differentiation(kind):
+    """Also where they are infinite, and in any shape."""
+
+    @settings(max_examples=25)
+    @given(schedule=drawn(kind), inside=st.lists(st.floats(0, 1), min_size=2, max_size=2))
+    def law(schedule, inside):
+        t = torch.tensor([[0.0, 1.0], inside], dtype=torch.float64)
+        for own, automatic in zip(schedule.rates(t), Schedule.rates(schedule, t), strict=True):
+            known = automatic.isfinite()
+            torch.testing.assert_close(own[known], automatic[known], rtol=1e-9, atol=1e-12)
+            # at an end with an infinite slope, differentiation may find 0 times infinity
+            assert not bool(own[~known].isfinite().any())
+
+    law()
+
+
 def test_transformations_of_transformations_obey_them_too():
     check_process(Gaussian(Shifted(ZeroTerminalSNR(Shifted(DDPM(), 1.5)), 2.0)))
 

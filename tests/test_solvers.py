@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import nn
 
-from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture
+from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture, InPhase
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import (
@@ -28,6 +30,7 @@ from sfumato.processes import (
     Cosine,
     Flow,
     Gaussian,
+    Langevin,
     LawBroken,
     Linear,
     Prediction,
@@ -43,6 +46,8 @@ from sfumato.solvers import (
     PLMS,
     PNDM,
     SOLVERS,
+    SSCS,
+    TABLEAUX,
     Adams,
     AdamsMoulton,
     Ancestral,
@@ -50,13 +55,16 @@ from sfumato.solvers import (
     DPMpp3M,
     DPMppS,
     DPMSolver,
+    Driver,
     EDMSolver,
     Euler,
     FlowGrid,
     Heun,
     KarrasGrid,
     LogSNRGrid,
+    PredictorCorrector,
     RungeKutta,
+    SASolver,
     UniformGrid,
     UniPC,
     build_grid,
@@ -64,6 +72,7 @@ from sfumato.solvers import (
     check_solver,
     integrate,
     sample,
+    steps_within,
 )
 from sfumato.solvers.laws import (
     SMOOTH,
@@ -253,6 +262,84 @@ def test_check_solver_wants_a_frozen_dataclass():
 
     with pytest.raises(LawBroken, match="frozen"):
         check_solver(Melted())  # type: ignore[arg-type]
+
+
+def strict(part):
+    """What another program makes of a part's JSON, which knows no infinity and no NaN."""
+    return json.loads(json.dumps(part.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_what_a_solver_writes_is_json_and_makes_it_again(kind):
+    plain = build_solver(kind)
+    assert build_solver(**strict(plain)) == plain
+    corrected = (
+        PredictorCorrector(plain) if kind != "predictor-corrector" else PredictorCorrector(Heun("angle"))
+    )
+    assert build_solver(**strict(corrected)) == corrected
+    # a number that JSON cannot hold is refused, or stands for one that it can
+    numbers = [f.name for f in fields(plain) if type(getattr(plain, f.name)) in (int, float)]
+    for field in {*numbers, "s_max"} & set(vars(plain)):
+        for value in (math.inf, math.nan):
+            try:
+                other = replace(plain, **{field: value})
+            except SolverError:
+                continue
+            assert build_solver(**strict(other)) == other
+
+
+class Counts:
+    """A denoiser that counts its calls, and predicts a variance half-way between the bounds."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.process, self.calls = denoiser, denoiser.process, 0
+
+    def __call__(self, x_t, t, condition=None):
+        self.calls += 1
+        return replace(self.denoiser(x_t, t, condition), variance=torch.zeros_like(x_t))
+
+
+STEPPING = [
+    *(cls() for cls in SOLVERS.values() if not issubclass(cls, Driver)),
+    *(RungeKutta(method) for method in TABLEAUX),
+    *(Heun("sigma"), DPMSolver(1), DPMppS(2), Ancestral("learned"), AdamsMoulton(4, 5)),
+    *(SSCS(midpoint=True), SASolver(3, 0), PredictorCorrector(PNDM(), corrections=2)),
+]
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Linear(), EDM(), VE(), ZeroTerminalSNR()], ids=name)
+def test_a_run_asks_as_often_as_its_solver_says(schedule):
+    plain = hills(Gaussian(schedule))
+    for solver in STEPPING:
+        denoiser = Counts(InPhase(plain, Langevin()) if Langevin in solver.serves else plain)
+        process = denoiser.process
+        like = torch.empty(1, *process.state_shape((2,)), dtype=torch.float64)
+        for grid, steps in itertools.product((FlowGrid(), UniformGrid(0.6)), (1, 2, 5)):
+            if steps < solver.least_steps:
+                continue
+            levels = grid.levels(process, steps)
+            pure = levels[0].alpha == 0
+            if pure and getattr(solver, "frame", "") == "sigma":  # which refuses to start there
+                continue
+            denoiser.calls = 0
+            integrate(denoiser, solver, levels, process.prior(like, Noise(0, 1), levels[0]), Noise(0, 1))
+            saved = 1 if pure and steps > 1 and isinstance(solver, EDMSolver) else 0  # as its docstring says
+            assert denoiser.calls == solver.cost(steps) - saved, (solver, grid, steps)
+            assert steps_within(solver, solver.cost(steps)) == steps, (solver, steps)
+
+
+@pytest.mark.parametrize("solver", [SASolver(), EDMSolver(churn=0.4)], ids=name)
+def test_without_an_upper_end_noise_is_renewed_at_every_level(solver):
+    """None, infinity and a number beyond all levels are one interval, and an end among the levels is another."""
+    model, x = hills(Gaussian(EDM())), 80 * Noise(0, 4).normal(torch.empty(4, 2, dtype=torch.float64))
+    levels = KarrasGrid().levels(model.process, 8)
+    ends = [
+        integrate(model, replace(solver, s_max=s_max), levels, x, Noise(1, 4))
+        for s_max in (None, math.inf, 1e6, 3.0)
+    ]
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], ends[3])
 
 
 # -- order -----------------------------------------------------------------------------------------------------------

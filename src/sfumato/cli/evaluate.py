@@ -88,10 +88,11 @@ def show(found: Judgement) -> None:
     ]
     table("", ["figure", "value", "95 % interval", "held-out real data", "samples"], rows)
     if found.curve:
-        heads = ["steps", "Fréchet distance", "95 % interval", "held-out real data"]
+        heads = ["steps", "solver", "Fréchet distance", "95 % interval", "held-out real data"]
         points = [
             [
                 row["steps"],
+                row["solver"],
                 number(row["value"]),
                 f"{number(row['low'])} … {number(row['high'])}",
                 number(row["floor"]),
@@ -104,7 +105,7 @@ def show(found: Judgement) -> None:
 
 def _check(bundle: Path | None, path: Path) -> int:
     from ..evaluation.receipts import Receipt
-    from ..recipes.judge import Bench
+    from ..recipes.bench import Bench
     from .show import Bar, console, table
 
     receipt = Receipt.read(path)

@@ -47,7 +47,7 @@ def study(
     from ..evaluation.study import Plan
     from ..evaluation.study_report import picture, verdict
     from ..files import write_atomically
-    from ..recipes.judge import Bench
+    from ..recipes.bench import Bench
     from .show import Bar, console, table
 
     began = time.monotonic()

@@ -60,6 +60,14 @@ class Linear(_VariancePreserving):
     def log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
+    def log_rate(self, t: Tensor) -> Tensor:
+        return -0.5 * (self.beta_min + t * (self.beta_max - self.beta_min))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.alpha_sigma(t)
+        slope = alpha * self.log_rate(t)
+        return slope, -alpha * slope / sigma  # as alpha^2 + sigma^2 = 1
+
     def time_of(self, log_alpha: Tensor) -> Tensor:
         slope = self.beta_max - self.beta_min
         return -4 * log_alpha / (self.beta_min + torch.sqrt(self.beta_min**2 - 4 * slope * log_alpha))
@@ -200,6 +208,11 @@ class SubVP(Linear):
         log_alpha = self.log_alpha(t)
         return torch.exp(log_alpha), -torch.expm1(2 * log_alpha)
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = torch.exp(self.log_alpha(t))
+        slope = alpha * self.log_rate(t)
+        return slope, -2 * alpha * slope
+
     def log_snr(self, t: Tensor) -> Tensor:
         log_alpha = self.log_alpha(t)
         return 2 * (log_alpha - torch.log(-torch.expm1(2 * log_alpha)))
@@ -248,6 +261,9 @@ class VE(Schedule):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.exp(-0.5 * self.log_snr(t))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), self.alpha_sigma(t)[1] * math.log(self.sigma_max / self.sigma_min)
+
     def time(self, log_snr: Tensor) -> Tensor:
         span = math.log(self.sigma_max / self.sigma_min)
         return ((-0.5 * log_snr - math.log(self.sigma_min)) / span).clamp(0, 1)
@@ -274,6 +290,10 @@ class EDM(Schedule):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return torch.ones_like(t), (low + t * (high - low)) ** self.rho
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return torch.zeros_like(t), self.rho * (high - low) * (low + t * (high - low)) ** (self.rho - 1)
 
     def log_snr(self, t: Tensor) -> Tensor:
         return -2 * torch.log(self.alpha_sigma(t)[1])
@@ -302,6 +322,13 @@ class Shifted(Schedule):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.base.alpha_sigma(t)
         return path_point(self.path, alpha, self.factor * sigma)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.path != "flow":
+            return super().rates(t)
+        (alpha, sigma), (falls, rises) = self.base.alpha_sigma(t), self.base.rates(t)
+        slope = self.factor * (falls * sigma - rises * alpha) / (alpha + self.factor * sigma) ** 2
+        return slope, -slope
 
     def log_snr(self, t: Tensor) -> Tensor:
         return self.base.log_snr(t) - 2 * math.log(self.factor)

@@ -52,7 +52,7 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
     """Write the report of a judgement to `out/report.html`, with the training's curves if `run` has a log."""
     model, recipe = judgement.model, judgement.recipe
     pictures = write_pictures(model, out)
-    plan, info = model.sampling, model.info
+    info = model.info
     sections: list[Any] = [
         Pictures(
             [
@@ -68,10 +68,10 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
     ]
     if judgement.curve:
         floor = judgement.curve[0]["floor"]
-        curve = [row | {"solver": plan.solver.kind, "steps": row["evaluations"]} for row in judgement.curve]
-        heads = ["steps", "evaluations", "Fréchet distance", "low", "high"]
+        curve = [row | {"steps": row["evaluations"]} for row in judgement.curve]
+        heads = ["steps", "solver", "evaluations", "Fréchet distance", "low", "high"]
         cells = [
-            [row["steps"], row["evaluations"], row["value"], row["low"], row["high"]]
+            [row["steps"], row["solver"], row["evaluations"], row["value"], row["low"], row["high"]]
             for row in judgement.curve
         ]
         if "agreement" in judgement.curve[0]:
@@ -132,7 +132,7 @@ def _training(run: Path) -> list[Any]:
 
 def _facts(judgement: Judgement) -> list[tuple[str, object]]:
     model, info = judgement.model, judgement.model.info
-    data, training, plan = info["data"]["train"], info["training"], model.sampling
+    data, training, plan = info["data"]["train"], info["training"], judgement.plan
     return [
         ("network", f"{info['network']['kind']}, {info['parameters']:,} parameters"),
         ("process", model.denoiser.process.schedule.kind),

@@ -62,7 +62,7 @@ class Adaptive(Driver):
             raise SolverError(f"tolerance of the {self.kind} solver must be positive, not {self.tolerance!r}")
         if self.sigma_min is not None and not 0 < self.sigma_min < math.inf:
             raise SolverError(f"sigma_min of the {self.kind} solver must be positive, not {self.sigma_min!r}")
-        if not self.max_evaluations >= 1:
+        if not 1 <= self.max_evaluations < math.inf:
             raise SolverError(f"max_evaluations must be at least 1, not {self.max_evaluations!r}")
 
     def smallest(self, process: Gaussian) -> float:

@@ -38,7 +38,17 @@ from torch import Tensor
 from ..errors import SolverError, choose
 from ..noise import Draws
 from ..processes import Gaussian, Level, Prediction
-from .solver import FRAMES, Denoise, Solver, euler_step, frame_at, frame_to, level_in
+from .solver import (
+    FRAMES,
+    Denoise,
+    Solver,
+    between,
+    euler_step,
+    frame_at,
+    frame_to,
+    level_in,
+    upper_end,
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,9 @@ def heun_step(frame: str, denoise: Denoise, process: Gaussian, x: Tensor, t: Lev
 class EDMSolver(Solver):
     """EDM's stochastic sampler. churn: share of noise renewed a step (S_churn / N); 0 is Heun in the sigma frame.
 
-    s_min, s_max: the sigma / alpha between which noise is renewed. s_noise: inflation of the fresh noise.
+    s_min, s_max: the sigma / alpha between which noise is renewed (s_max None: no upper end). s_noise: inflation of the
+    fresh noise. A first step from pure noise is DDIM's, and a run of several that begins there costs one evaluation
+    less than `cost` says.
     """
 
     kind: ClassVar[str] = "edm"
@@ -213,13 +225,14 @@ class EDMSolver(Solver):
     evaluations: ClassVar[int] = 2
     churn: float = 0.2
     s_min: float = 0.05
-    s_max: float = 50.0
+    s_max: float | None = 50.0
     s_noise: float = 1.003
 
     def __post_init__(self) -> None:
-        if not (self.churn >= 0 and 0 <= self.s_min <= self.s_max and self.s_noise > 0):
+        object.__setattr__(self, "s_max", upper_end(self.kind, self.s_min, self.s_max))
+        if not (0 <= self.churn < math.inf and 0 < self.s_noise < math.inf):
             raise SolverError(
-                f"EDM needs churn >= 0, 0 <= s_min <= s_max and s_noise > 0, not {self.to_json()}"
+                f"EDM needs churn >= 0 and s_noise > 0, not {self.churn!r} and {self.s_noise!r}"
             )
 
     @property
@@ -227,15 +240,17 @@ class EDMSolver(Solver):
         return self.churn > 0
 
     def cost(self, steps: int) -> int:
-        return 2 * steps - 1  # one less where the first step is from pure noise, which is DDIM's
+        return 2 * steps - 1
 
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
-        if t.alpha == 0:  # the sigma frame does not reach infinity; DDIM's step does
+        if (
+            t.alpha == 0
+        ):  # where the sigma frame does not reach; Heun's step in the flow frame is no better there
             return euler_step("flow", denoise, process, x, t, s)[0], None
         ratio = t.sigma / t.alpha
-        if self.churn > 0 and self.s_min <= ratio <= self.s_max:
+        if self.churn > 0 and between(ratio, self.s_min, self.s_max):
             raised = process.schedule.level_at(-2 * math.log(ratio * (1 + min(self.churn, math.sqrt(2) - 1))))
             scale = raised.alpha / t.alpha
             added = math.sqrt(raised.sigma**2 - (scale * t.sigma) ** 2)

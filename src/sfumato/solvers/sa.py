@@ -32,7 +32,7 @@ from ..errors import SolverError
 from ..noise import Draws
 from ..processes import Gaussian, Level
 from .sde_dpm import Seen, follow, forget
-from .solver import Denoise, Solver
+from .solver import Denoise, Solver, between, upper_end
 
 
 class Made(NamedTuple):
@@ -49,6 +49,7 @@ class SASolver(Solver):
     """Stochastic Adams. predictor, corrector: how many levels each looks back at (corrector 0: none).
 
     tau: rate of renewal between s_min and s_max of sigma / alpha, 0 outside; 0 deterministic, 1 the chain's.
+    s_max None: no upper end, pure noise included.
     """
 
     kind: ClassVar[str] = "sa"
@@ -56,7 +57,7 @@ class SASolver(Solver):
     corrector: int = 2
     tau: float = 1.0
     s_min: float = 0.0
-    s_max: float = math.inf
+    s_max: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.predictor in (1, 2, 3) and self.corrector in (0, 1, 2, 3)):
@@ -64,8 +65,9 @@ class SASolver(Solver):
                 f"SA-Solver looks at 1 to 3 levels to predict and 0 to 3 to correct, not {self.predictor!r} "
                 f"and {self.corrector!r}"
             )
-        if not (0 <= self.tau < math.inf and 0 <= self.s_min <= self.s_max):
-            raise SolverError(f"SA-Solver needs tau >= 0 and 0 <= s_min <= s_max, not {self.to_json()}")
+        object.__setattr__(self, "s_max", upper_end(self.kind, self.s_min, self.s_max))
+        if not 0 <= self.tau < math.inf:
+            raise SolverError(f"SA-Solver needs a finite tau >= 0, not {self.tau!r}")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -89,7 +91,7 @@ class SASolver(Solver):
                 before, here = carry.ends
                 x = follow(carry.rest, carry.rate, before, here, (now, *carry.seen[: self.corrector]))
         ratio = t.sigma / t.alpha if t.alpha > 0 else math.inf
-        tau = self.tau if self.s_min <= ratio <= self.s_max else 0.0
+        tau = self.tau if between(ratio, self.s_min, self.s_max) else 0.0
         factor, deviation = forget(tau, t, s)
         rest = factor * x
         if deviation > 0:

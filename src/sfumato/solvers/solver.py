@@ -83,7 +83,10 @@ class Solver:
         return self.order
 
     def cost(self, steps: int) -> int:
-        """The evaluations of a run of so many steps to clean data."""
+        """The evaluations of a run of so many steps to clean data: the most, if it depends on where they start.
+
+        It is reached from every start but pure noise, from which a solver may have to begin with a cheaper step.
+        """
         return steps * self.evaluations
 
     def within(self, steps: int) -> Solver:
@@ -195,6 +198,18 @@ def check_served(solver: Solver, process: Any) -> None:
     if not isinstance(process, solver.serves):
         names = ", ".join(cls.__name__ for cls in solver.serves)
         raise SolverError(f"the {solver.kind} solver serves {names} processes, not {type(process).__name__}")
+
+
+def upper_end(kind: str, s_min: float, s_max: float | None) -> float | None:
+    """s_max of an interval of sigma / alpha, None for infinity, which JSON does not know; SolverError if it is none."""
+    if not 0 <= s_min < math.inf or not (s_max is None or s_min <= s_max):
+        raise SolverError(f"the {kind} solver needs 0 <= s_min <= s_max, not {s_min!r} and {s_max!r}")
+    return None if s_max == math.inf else s_max
+
+
+def between(ratio: float, s_min: float, s_max: float | None) -> bool:
+    """Whether a sigma / alpha lies in an interval that may have no upper end."""
+    return s_min <= ratio and (s_max is None or ratio <= s_max)
 
 
 def check_run(solver: Solver, process: Any, levels: Sequence[Level]) -> None:

@@ -16,6 +16,8 @@ between u_0 and u_end, the process's ends, before the last step to u = 0. Once t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +73,11 @@ class Tuned(Solver):
     def steps(self) -> int:
         """How many steps, and evaluations, it makes."""
         return len(self.rows)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the table and of what it was fitted to: what a receipt knows the solver by."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     @property
     def grid(self) -> TunedGrid:
