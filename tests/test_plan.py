@@ -15,7 +15,8 @@ from sfumato import bundle
 from sfumato.cli import app
 from sfumato.domains.source import Source
 from sfumato.evaluation.trace import record, trace
-from sfumato.model import Model, film, planned
+from sfumato.film import film, planned
+from sfumato.model import Model
 from sfumato.networks import build
 from sfumato.sampling import Sampling
 from sfumato.solvers import DPMpp2M, FlowGrid, Heun, KarrasGrid, Tuned, adams

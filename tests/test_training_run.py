@@ -392,7 +392,7 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
 def test_two_processes_cannot_share_a_run(tmp_path):
     process = started(tmp_path)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
