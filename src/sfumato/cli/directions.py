@@ -18,7 +18,7 @@ def directions(  # noqa: PLR0913 (the options of a command)
     *,
     count: Annotated[int, Parameter(alias="-n")] = 4,
     method: Literal["pca", "jacobian"] = "pca",
-    samples: int = 128,
+    samples: int = 64,
     times: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     strengths: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     shown: int = 8,

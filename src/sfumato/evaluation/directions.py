@@ -74,13 +74,13 @@ def singular_vectors(
 
     done = 0
     for done in range(1, rounds + 1):
-        image = torch.stack([pull(push(v))[0].flatten() for v in basis])
+        image = torch.stack([pull(push(v))[0].detach().flatten() for v in basis])
         new = torch.linalg.qr(image.double().mT)[0].mT.to(point)
         moved = float((new[:k] - new[:k] @ basis.mT @ basis).norm(dim=1).max())
         basis = new
         if moved < tolerance:
             break
-    pushed = torch.stack([push(v) for v in basis])
+    pushed = torch.stack([push(v).detach() for v in basis])
     gram = pushed.flatten(1).double()
     squares, turn = torch.linalg.eigh(gram @ gram.mT)
     turn = turn.flip(1)[:, :k].mT
