@@ -67,7 +67,12 @@ def test_the_rejected_become_blanks_or_are_left_out_and_the_others_are_untouched
     dropped = Filter(brightness, 0.5, "drop")(samples, GREY, [10, 11, 12, 13])
     assert dropped.indices == (10, 12)
     assert torch.equal(dropped.samples, samples[[0, 2]])
-    assert [v.index for v in dropped.verdicts] == [10, 11, 12, 13]  # those left out are on record all the same
+    assert [v.index for v in dropped.verdicts] == [
+        10,
+        11,
+        12,
+        13,
+    ]  # those left out are on record all the same
 
 
 @given(channels=st.sampled_from([1, 3, 4]), height=st.integers(1, 40), width=st.integers(1, 40))
@@ -98,13 +103,13 @@ def test_a_checker_that_fails_names_the_sample_and_lets_nothing_unchecked_out(fa
 
 
 def test_what_is_no_filter_is_refused_in_one_line():
-    with pytest.raises(SolverError, match="lies from 0 to 1, not 1.5"):
+    with pytest.raises(SolverError, match=r"lies from 0 to 1, not 1\.5"):
         Filter(brightness, 1.5)
     with pytest.raises(SolverError, match="did you mean 'drop'"):
         Filter(brightness, 0.5, "dropp")
     with pytest.raises(SolverError, match="a checker is a function"):
         Filter("nsfw")  # type: ignore[arg-type]
-    with pytest.raises(SolverError, match="unknown filter 'nsfv'.*did you mean 'nsfw'"):
+    with pytest.raises(SolverError, match=r"unknown filter 'nsfv'.*did you mean 'nsfw'"):
         build_filter("nsfv")
 
 

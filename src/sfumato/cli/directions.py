@@ -71,7 +71,7 @@ def directions(  # noqa: PLR0913 (the options of a command)
     from ..files import write_json
     from .show import console, say, table, write_picture
 
-    if min(count, samples, shown) < 2 and (count < 1 or samples < 2 or shown < 2):
+    if count < 1 or samples < 2 or shown < 2:
         raise BundleError("give at least one direction, and two samples to find and to try it on")
     model = bundles.load(bundle)
     along = strengths or [-1.0, -0.5, 0.0, 0.5, 1.0]
@@ -138,7 +138,7 @@ def steer(model: Model, asked: Sequence[str]) -> Model:
     from ..evaluation.directions import Directions, Steered
 
     weights = model.fingerprint if asked else ""
-    for text in asked:
+    for depth, text in enumerate(asked):  # each stands around those before it
         file, *numbers = text.rsplit(":", 2)
         try:
             number, strength = int(numbers[0]), float(numbers[1])
@@ -147,17 +147,7 @@ def steer(model: Model, asked: Sequence[str]) -> Model:
                 f"a direction is written FILE:NUMBER:STRENGTH, as directions.safetensors:2:1.5, not {text!r}"
             ) from None
         found = Directions.load(file, weights)
-        inside = f"{'denoiser.' * _depth(model)}{found.path}"
-        steered: Any = Steered(model.denoiser, found.step({number: strength}), inside)
+        step = found.step({number: strength})
+        steered: Any = Steered(model.denoiser, step, "denoiser." * depth + found.path)
         model = replace(model, denoiser=steered)
     return model
-
-
-def _depth(model: Model) -> int:
-    """How many steered denoisers stand around the model's own."""
-    from ..evaluation.directions import Steered
-
-    depth, inner = 0, model.denoiser
-    while isinstance(inner, Steered):
-        depth, inner = depth + 1, inner.denoiser
-    return depth

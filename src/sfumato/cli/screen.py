@@ -30,7 +30,9 @@ def guard(text: str | None, action: str, out: Path, *, seen_unchecked: bool) -> 
             raise BundleError("--rejected says what becomes of rejected samples: give a filter with --filter")
         return None
     if seen_unchecked:
-        raise BundleError("--film and --inspect show samples before they are checked: leave them out with --filter")
+        raise BundleError(
+            "--film and --inspect show samples before they are checked: leave them out with --filter"
+        )
     chosen = build_filter(text, action)
     place = out.resolve()
     record = place.with_name(f"{place.name}-filter.json")

@@ -4,9 +4,9 @@ In a layer of cross-attention every place i of the picture spreads a weight of o
 
     A_ij = softmax_j(q_i . k_j / sqrt(d)),      sum_j A_ij = 1.
 
-Averaged over heads, brought to the size of the picture, and averaged over layers and steps of sampling, A_.j is a map of
-token j (Tang et al. 2022, DAAM, arXiv 2210.04885). Everything on the way is linear with weights that sum to one, so at
-every pixel the maps of all tokens, the null token among them, still sum to one: a map is a share of attention, and a
+Averaged over heads, brought to the size of the picture, and averaged over layers and steps of sampling, A_.j is a map
+of token j (Tang et al. 2022, DAAM, arXiv 2210.04885). Everything on the way is linear with weights that sum to one, so
+at every pixel the maps of all tokens, the null token among them, still sum to one: a map is a share of attention, and a
 word of several tokens has the sum of theirs. The first map is that of the null token, which is looked at only where
 there is no text.
 
@@ -68,7 +68,9 @@ class Watched(nn.Module):
         if not self.paths:
             raise SolverError("this denoiser's network does not attend to text: build it with text_dim")
         self.calls = 0
-        self._sums: dict[int, Tensor] = {}  # by number of places: (samples, places, tokens), over layers and calls
+        self._sums: dict[
+            int, Tensor
+        ] = {}  # by number of places: (samples, places, tokens), over layers and calls
         self._layers: dict[int, int] = {}
 
     @property

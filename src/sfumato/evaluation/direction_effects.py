@@ -1,7 +1,7 @@
-"""What a direction does to pictures, measured: plain attributes at several strengths, and whether they move one way.
+"""What a direction does to pictures, measured: plain attributes at several strengths, and if they move one way.
 
-A sheet of pictures persuades too easily. So the same samples (same seed, same noise) are drawn at each strength, and for
-each of some attributes that need no labels and no classifier, of the brightness b(i, j) in [0, 1] of one picture,
+A sheet of pictures persuades too easily. So the same samples (same seed, same noise) are drawn at each strength, and
+for each of some attributes that need no labels and no classifier, of the brightness b(i, j) in [0, 1] of one picture,
 
     brightness  mean b              across  (sum j b) / (sum b) / width        0 left, 1 right
     contrast    deviation of b      down    (sum i b) / (sum b) / height       0 top, 1 bottom

@@ -7,8 +7,8 @@ matter can be asked of the network itself. With x0(h) the prediction as a functi
     J = d x0 / d h,        J v_i = s_i u_i,        s_1 >= s_2 >= ...
 
 the right singular vectors v_i are the unit steps that move the prediction most (Park et al. 2023, arXiv 2307.12868, for
-the map before the bottleneck; Haas et al. 2023, arXiv 2303.11073, for this one). Stacked over many x_t, J^T J is the sum
-of theirs, and the v_i are directions that all of them share; for one x_t they are its own. J is never made: power
+the map before the bottleneck; Haas et al. 2023, arXiv 2303.11073, for this one). Stacked over many x_t, J^T J is the
+sum of theirs, and the v_i are directions that all of them share; for one x_t they are its own. J is never made: power
 iteration with k vectors at once needs J v (forward mode) and J^T u (reverse mode),
 
     V <- orth(J^T J V),       and at the end  V^T J^T J V = R diag(s^2) R^T,   V <- V R     (Rayleigh and Ritz).
@@ -67,19 +67,18 @@ def singular_vectors(
     carried = min(k + 2, size)
     start = Noise(0, carried).normal(torch.empty(carried, size, dtype=torch.float64))
     basis = torch.linalg.qr(start.mT)[0].mT.to(point)
-    _, pull = torch.func.vjp(function, point)
+    pull: Any = torch.func.vjp(function, point)[1]
 
     def push(v: Tensor) -> Tensor:
         return torch.func.jvp(function, (point,), (v.reshape(point.shape),))[1]
 
-    done = 0
-    for done in range(1, rounds + 1):
+    done, moved = 0, 1.0
+    while done < rounds and moved >= tolerance:
+        done += 1
         image = torch.stack([pull(push(v))[0].detach().flatten() for v in basis])
         new = torch.linalg.qr(image.double().mT)[0].mT.to(point)
         moved = float((new[:k] - new[:k] @ basis.mT @ basis).norm(dim=1).max())
         basis = new
-        if moved < tolerance:
-            break
     pushed = torch.stack([push(v).detach() for v in basis])
     gram = pushed.flatten(1).double()
     squares, turn = torch.linalg.eigh(gram @ gram.mT)
@@ -132,7 +131,9 @@ class Directions:
         Raises BundleError for a file that is none or damaged, and for the directions of another network.
         """
         if not Path(path).is_file():
-            raise BundleError(f"{path}: there is no such file of directions; make one: sfumato directions BUNDLE")
+            raise BundleError(
+                f"{path}: there is no such file of directions; make one: sfumato directions BUNDLE"
+            )
         try:
             with safe_open(path, "pt") as file:
                 about = dict(file.metadata() or {})
@@ -216,7 +217,9 @@ def found(denoiser: Any, path: str | None) -> str:
     if path is None:
         path = bottleneck(denoiser)
         if path is None:
-            raise SolverError("this denoiser holds no network whose bottleneck is known: say which module, path=...")
+            raise SolverError(
+                "this denoiser holds no network whose bottleneck is known: say which module, path=..."
+            )
         return path
     try:
         denoiser.get_submodule(path)
@@ -242,7 +245,9 @@ def tapped(
 
     said = rewired(denoiser, path, lambda module: Tap(module, through))(x_t, t, condition)
     if not met:
-        raise SolverError(f"the module {path!r} is never reached: steer the network that was not compiled or exported")
+        raise SolverError(
+            f"the module {path!r} is never reached: steer the network that was not compiled or exported"
+        )
     return said
 
 
@@ -308,7 +313,9 @@ def find_directions(
                 [tapped(denoiser, path, lambda h: h + step, x, t, condition).x0 for x, t in states]
             )
 
-        triples = singular_vectors(predictions, torch.zeros(shape, dtype=x0.dtype, device=x0.device), k, rounds)
+        triples = singular_vectors(
+            predictions, torch.zeros(shape, dtype=x0.dtype, device=x0.device), k, rounds
+        )
         # re-orthonormalised in float64, from which float32 vectors are off by their rounding
         vectors = torch.linalg.qr(triples.right.flatten(1).double().mT)[0].mT
         vectors = vectors * (vectors * triples.right.flatten(1)).sum(1, keepdim=True).sign()

@@ -14,7 +14,17 @@ from ..errors import SolverError, choose
 from .checker import Checker, CheckFailed, Filter, Screened, Verdict, blank
 from .nsfw import NSFW
 
-__all__ = ["CHECKERS", "NSFW", "CheckFailed", "Checker", "Filter", "Screened", "Verdict", "blank", "build_filter"]
+__all__ = [
+    "CHECKERS",
+    "NSFW",
+    "CheckFailed",
+    "Checker",
+    "Filter",
+    "Screened",
+    "Verdict",
+    "blank",
+    "build_filter",
+]
 
 CHECKERS: dict[str, Any] = {NSFW.name: NSFW}
 

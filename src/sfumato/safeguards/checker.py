@@ -1,7 +1,7 @@
 """A filter on the way out: every picture is scored, and those at or over a threshold are not handed over.
 
-A checker is anything that gives a picture a score from 0 (nothing found) to 1 (certain), and a filter is a checker with a
-threshold r:
+A checker is anything that gives a picture a score from 0 (nothing found) to 1 (certain), and a filter is a checker with
+a threshold r:
 
     rejected  <=>  score >= r.
 
@@ -47,7 +47,11 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""
-        return {"index": self.index, "score": self.score, "verdict": "rejected" if self.rejected else "passed"}
+        return {
+            "index": self.index,
+            "score": self.score,
+            "verdict": "rejected" if self.rejected else "passed",
+        }
 
 
 class CheckFailed(SfumatoError, RuntimeError):
@@ -118,7 +122,9 @@ class Filter:
         return self._screened(samples, names, verdicts)
 
     def _screened(self, samples: Tensor, names: Sequence[int], verdicts: list[Verdict]) -> Screened:
-        bad = torch.tensor([verdict.rejected for verdict in verdicts], dtype=torch.bool, device=samples.device)
+        bad = torch.tensor(
+            [verdict.rejected for verdict in verdicts], dtype=torch.bool, device=samples.device
+        )
         if self.action == "drop":
             kept = tuple(v.index for v in verdicts if not v.rejected)
             return Screened(samples[~bad], kept, tuple(verdicts))

