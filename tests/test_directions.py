@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sfumato
+from sfumato.cli import main
 from sfumato.denoisers import ClassifierFree, Denoiser, check_denoiser
 from sfumato.errors import BundleError, SolverError
 from sfumato.evaluation.direction_effects import attributes, effects, sweep
@@ -272,3 +274,61 @@ class Unreached(nn.Module):
 
     def forward(self, x_t, t, condition=None):
         return self.denoiser(x_t, t, condition)
+
+
+def test_a_view_of_a_compiled_network_runs_what_was_put_into_it():
+    denoiser = lively("unet")
+    x = Noise(0, 2).normal(torch.empty(2, 1, 8, 8))
+    step = torch.ones(16, 4, 4)
+    expected = Steered(denoiser, step)(x, 0.5).x0
+
+    def compiled(*_):
+        raise AssertionError("a view must not run what was compiled of the network it is a view of")
+
+    denoiser.network._compiled_call_impl = compiled
+    assert torch.equal(Steered(denoiser, step)(x, 0.5).x0, expected)
+
+
+def run(capsys, *words):
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    seen = capsys.readouterr()
+    return int(left.value.code or 0), seen.out, seen.err
+
+
+def test_the_command_finds_shows_and_goes_along_directions(demo_folder, tmp_path, capsys):
+    model = demo_folder / "runs/demo/model"
+    out = tmp_path / "d"
+    words = ["--count", 2, "--samples", 6, "--shown", 2, "--steps", 2, "--strengths", -1, 0, 1, "--out", out]
+    code, said, err = run(capsys, "directions", model, *words)
+    assert code == 0, err
+    assert "moves one way in" in said
+    record = json.loads((tmp_path / "d.json").read_text())
+    assert len(record["effects"]) == 2 * 5
+    assert (tmp_path / "d.png").is_file()
+
+    def drawn(name, *more):
+        code, _, err = run(capsys, "sample", model, "-n", 2, "--steps", 2, *more, "--out", tmp_path / name)
+        assert code == 0, err
+        return b"".join(path.read_bytes() for path in sorted((tmp_path / name).iterdir()))
+
+    file = tmp_path / "d.safetensors"
+    plain = drawn("plain")
+    assert drawn("still", "--direction", f"{file}:0:0") == plain
+    assert drawn("moved", "--direction", f"{file}:0:3") != plain
+    there = drawn("there", "--direction", f"{file}:0:3", f"{file}:1:-2")
+    assert drawn("order", "--direction", f"{file}:1:-2", f"{file}:0:3") == there
+
+    for wrong, reason in (
+        (f"{file}:0", "FILE:NUMBER:STRENGTH"),
+        (f"{file}:5:1", "there is no direction 5"),
+        (f"{tmp_path / 'no.safetensors'}:0:1", "no such file of directions"),
+    ):
+        code, _, err = run(capsys, "sample", model, "-n", 1, "--direction", wrong, "--out", tmp_path / "x")
+        assert code == 1
+        assert reason in err
+    replace(Directions.load(file), weights="0" * 64).save(file)
+    code, _, err = run(capsys, "sample", model, "--direction", f"{file}:0:1", "--out", tmp_path / "x")
+    assert code == 1
+    assert "another network" in err
+    assert not (tmp_path / "x").exists()

@@ -288,7 +288,8 @@ def find_directions(
     if not times or not all(0 < t <= 1 for t in times):
         raise SolverError(f"times must be one or more in (0, 1], not {tuple(times)}")
     path = found(denoiser, path)
-    noise = Noise(seed, len(x0)).normal(x0)
+    # of a stream of their own: samples of the same seed were made from the first
+    noise = Noise(seed, len(x0)).normal(x0, stream=2)
     process = denoiser.process
     states = [(process.corrupt(x0, t, noise), t) for t in times]
     with torch.no_grad():
