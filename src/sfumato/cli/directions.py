@@ -30,8 +30,8 @@ def directions(  # noqa: PLR0913 (the options of a command)
 ) -> int:
     """Find directions of meaning in a model's bottleneck, without labels, and show what each does.
 
-    OUT.safetensors holds them, for `sfumato sample --direction OUT.safetensors:2:1.5`; OUT.png shows a few samples along
-    each; OUT.json says what changes, and in how many samples it moves one way at every step of strength.
+    OUT.safetensors holds them, for `sfumato sample --direction OUT.safetensors:2:1.5`; OUT.png shows a few samples
+    along each; OUT.json says what changes, and in how many samples it moves one way at every step of strength.
 
     Parameters
     ----------

@@ -86,8 +86,8 @@ class Watched(nn.Module):
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         if len(x_t) < self.samples:
             raise SolverError(
-                f"a batch of {len(x_t)} was asked of a record of {self.samples} samples: draw them in one batch, with a "
-                "solver that steps them together"
+                f"a batch of {len(x_t)} was asked of a record of {self.samples} samples: draw them in one batch, "
+                "with a solver that steps them together"
             )
         met: dict[int, list[Tensor]] = {}
 
