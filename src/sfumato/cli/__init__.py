@@ -31,6 +31,10 @@ app.command(
 )
 app.command("sfumato.cli.inspect:inspect", help="Show what is in a model's folder.")
 app.command(
+    "sfumato.cli.directions:directions",
+    help="Find what may be changed in a model's pictures, without labels.",
+)
+app.command(
     "sfumato.cli.recipes:app",
     name="recipes",
     help="List, show and copy recipes: whole experiments as TOML files.",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from ..domains.image_data import ImageData
     from ..model import Model, Sampling
 
@@ -29,6 +33,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
     strength: float | None = None,
     film: bool = False,
     inspect: bool = False,
+    direction: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    filter_: Annotated[str | None, Parameter(name="--filter")] = None,
+    rejected: Literal["blank", "drop"] = "blank",
     out: Annotated[Path, Parameter(alias="-o")] = Path("samples"),
 ) -> int:
     """Draw samples from a model and write them as files, with one picture of them all.
@@ -71,6 +78,14 @@ def sample(  # noqa: PLR0913 (the options of a command)
     inspect
         Also write OUT-steps.png and OUT-steps.json: at each step the size of the state, of the predicted picture, noise
         and score, what the step changed, and which spatial frequencies have their energy already.
+    direction
+        Go along a direction that `sfumato directions` found: FILE:NUMBER:STRENGTH, e.g. fashion.safetensors:2:1.5, the
+        strength in standard deviations. Several add up.
+    filter
+        Check every sample before it is written: nsfw, or nsfw:0.5 with a threshold (default 0.8). The verdicts are in
+        OUT-filter.json. Needs the extra "filter".
+    rejected
+        What becomes of samples that the filter rejects: blank writes a crossed-out picture, drop nothing.
     out
         Where to write them.
     """
@@ -79,13 +94,16 @@ def sample(  # noqa: PLR0913 (the options of a command)
     from ..film import film as shoot
     from ..film import planned
     from ..solvers import Unfinished, build_solver
+    from .directions import steer
+    from .screen import guard
     from .show import Bar, console, write_picture
 
     if count is not None and indices:
         raise BundleError("give --count or --indices, not both")
     if strength is not None and from_ is None:
         raise BundleError("--strength says how far to go back from a picture: give the pictures with --from")
-    model = bundles.load(bundle)
+    screen = guard(filter_, rejected, out, seen_unchecked=film or inspect)
+    model = steer(bundles.load(bundle), direction or ())
     given = None if from_ is None else _pictures(model, from_, labelled=not label)
     number = len(indices) if indices else count if count is not None else 16 if given is None else len(given)
     if number < 1:
@@ -118,6 +136,21 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "start": start,
     }
     labels = model.conditions.labels(condition["label"], number) if condition else None
+
+    def put(samples: Tensor, names: Sequence[int]) -> tuple[list[Path], Tensor, list[int]]:
+        """Write what a filter lets pass of these samples; also its samples, and their places among the chosen."""
+        failed = None
+        if screen is not None:
+            samples, names, failed = screen(model.domain, samples, names)
+        places = [list(chosen).index(index) for index in names]
+        paths = []
+        for sample, index, place in zip(samples, names, places, strict=True):
+            one = None if labels is None else labels[place : place + 1]
+            paths += model.domain.write(sample[None], out, one, start=index)
+        if failed is not None:
+            raise SolverError(f"{failed}; those that passed are in {out}") from failed
+        return paths, samples, places
+
     try:
         with Bar("sampling", " steps") as bar:
             samples = model.sample(
@@ -127,20 +160,11 @@ def sample(  # noqa: PLR0913 (the options of a command)
                 **settings,
             )
     except Unfinished as error:  # what was finished is kept, and the command fails all the same
-        for sample, index in zip(error.samples, error.finished, strict=True):
-            place = list(chosen).index(index)
-            model.domain.write(
-                sample[None], out, None if labels is None else labels[place : place + 1], start=index
-            )
+        put(error.samples, error.finished)
         raise SolverError(f"{error}; they are in {out}") from error
-    first = chosen[0]
-    if indices and indices != list(range(first, first + number)):
-        paths = []
-        for k, index in enumerate(indices):
-            one = None if labels is None else labels[k : k + 1]
-            paths += model.domain.write(samples[k : k + 1], out, one, start=index)
-    else:
-        paths = model.domain.write(samples, out, labels, start=first)
+    paths, samples, kept = put(samples, tuple(chosen))
+    if not paths:
+        return 0  # the filter has said why
     beside = out.resolve()  # beside the folder and not in it, which can then be read as data
     write_picture(model.domain.picture(samples), beside.with_name(f"{beside.name}-grid.png"))
     console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
@@ -153,7 +177,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
 
     few = min(number, 10)
     if start is not None:
-        pair = model.domain.strip([start[0][:few], samples[:few]], ["given", "drawn"])
+        pair = model.domain.strip([start[0][kept][:few], samples[:few]], ["given", "drawn"])
         write_picture(pair, beside.with_name(f"{beside.name}-from.png"))
         console.print(f"beside what they were made from: {out}-from.png", soft_wrap=True)
     if film:

@@ -6,6 +6,7 @@
     cost      calls, FLOPs, seconds, memory                         receipts  how to compute a number again
     report    one HTML file                                         plots     PNG figures in one style
     trace     what each step of sampling does                       study     where a sample's error comes from
+    directions  what may be changed in a picture, without labels    attribution  where a network looks at a word
 
 Import from the modules: nothing heavy is loaded here.
 """

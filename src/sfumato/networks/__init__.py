@@ -17,9 +17,22 @@ from torch import nn
 
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
+from .taps import Tap, bottleneck, rewired
 from .unet import UNet, fold, unfold
 
-__all__ = ["KINDS", "Conditioning", "DiT", "FourierFeatures", "UNet", "build", "fold", "unfold"]
+__all__ = [
+    "KINDS",
+    "Conditioning",
+    "DiT",
+    "FourierFeatures",
+    "Tap",
+    "UNet",
+    "bottleneck",
+    "build",
+    "fold",
+    "rewired",
+    "unfold",
+]
 
 KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT}
 

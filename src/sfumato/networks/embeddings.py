@@ -215,6 +215,15 @@ class Attention(nn.Module):
         key, value = self.key_value(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much each of x looks at each of `context`: the softmax of `attend`, (batch, heads, tokens, keys)."""
+        query = rms_norm(self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2))
+        key = self.key_value(context).unflatten(2, (2, self.heads, -1))[:, :, 0].transpose(1, 2)
+        logits = query @ rms_norm(key).mT / math.sqrt(query.shape[-1])
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None, None, :], -math.inf)
+        return logits.softmax(dim=-1)
+
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
