@@ -199,7 +199,8 @@ def save_tuned(folder: str | Path, found: Tuning) -> Path:
     others = [
         entry
         for entry in read_tuned(folder)
-        if [entry["solver"][key] for key in ("guidance", "conditional")] != [own.guidance, own.conditional]
+        if [entry["solver"][key] for key in ("guidance", "conditional")]
+        != [own.to_json()[key] for key in ("guidance", "conditional")]
         or len(entry["solver"]["rows"]) != own.steps
     ]
     entry = {

@@ -24,7 +24,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     solver: str | None = None,
     grid: str | None = None,
     tolerance: float | None = None,
-    guidance: float | None = None,
+    guidance: str | None = None,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     strength: float | None = None,
     film: bool = False,
@@ -59,7 +59,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     tolerance
         Error that an adaptive solver may make in a step, in the units of the data, instead of a number of steps.
     guidance
-        Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
+        Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety. Also with repairs,
+        2.5:interval=0.2..3,rescale=0.7,negative=label:Bag (see the page on guidance).
     from_
         Start from these pictures instead of noise, sample i from the i-th: a folder or a file. Without --label they
         keep their own labels, if the model knows them.

@@ -106,7 +106,8 @@ class SamplingConfig(_Section):
     solver: dict[str, Any] = {"kind": "adams-moulton"}
     grid: dict[str, Any] = {"kind": "angle"}
     steps: Annotated[int, Field(ge=1, le=100_000)] = 20
-    guidance: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    guidance: Annotated[float, Field(allow_inf_nan=False)] | str = 1.0
+    """A weight, 1 being none, or one with repairs: "2.5:interval=0.2..3,rescale=0.7"."""
 
 
 class EvaluationConfig(_Section):

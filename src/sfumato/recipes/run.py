@@ -20,7 +20,7 @@ from torch import nn
 
 from .. import bundle
 from ..conditions import spread_labels
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, build_guidance
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..errors import BundleError, DataError, RecipeError, RunError
@@ -124,11 +124,16 @@ def set_up(recipe: Recipe) -> Experiment:
         )
     plan = recipe.sampling
     with _section("sampling"):
-        sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
+        sampling = Sampling(
+            build_solver(**plan.solver),
+            build_grid(**plan.grid),
+            plan.steps,
+            build_guidance(plan.guidance),
+        )
         # what cannot serve fails now, not after the training
         check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
-        Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(plan.guidance)
+        Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(sampling.guidance)
     return Experiment(recipe, domain, data, held, denoiser, objective, sampling)
 
 
