@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SolverError
-from ..processes import Gaussian, Level
+from ..processes import Gaussian, Level, Rows
 from .denoiser import LOG_SNR_LIMIT, Condition, rows
 
 
@@ -26,7 +26,7 @@ class Classifier(nn.Module):
     parameterisation = "class"  # what stands in a bundle where a denoiser has its row
     learned_variance = False
 
-    def __init__(self, network: nn.Module, process: Gaussian):
+    def __init__(self, network: nn.Module, process: Rows):
         super().__init__()
         if not isinstance(process, Gaussian):
             raise SolverError(

@@ -15,13 +15,24 @@ from typing import Any
 
 from torch import nn
 
+from .classifier import NoiseClassifier
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
 from .unet import UNet, fold, unfold
 
-__all__ = ["KINDS", "Conditioning", "DiT", "FourierFeatures", "UNet", "build", "fold", "unfold"]
+__all__ = [
+    "KINDS",
+    "Conditioning",
+    "DiT",
+    "FourierFeatures",
+    "NoiseClassifier",
+    "UNet",
+    "build",
+    "fold",
+    "unfold",
+]
 
-KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT}
+KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "classifier": NoiseClassifier}
 
 
 def build(kind: str, **config: Any) -> nn.Module:
