@@ -520,3 +520,72 @@ def test_the_label_that_means_none_is_not_pulled():
     assert not slope[2].any()
     with pytest.raises(SolverError, match="towards a label"):
         judge.log_probability(x, Flow().level(0.5), None)
+
+
+def test_a_recipe_trains_a_classifier_whose_bundle_guides_another_model(tmp_path, demo_folder, capsys):
+    pytest.importorskip("sklearn")
+    import sfumato
+    from sfumato.cli import main
+
+    small = ["objective.kind=classifier", "network.kind=classifier", "network.width=8", "network.patch=1"]
+    small += [
+        "network.multipliers=[1, 2]",
+        "training.images=6400",
+        "training.batch=64",
+        "training.log_every=640",
+    ]
+    small += ["training.warmup=64", "training.validate_every=6400"]
+    with pytest.raises(SystemExit) as left:
+        main(["train", "digits", *small, "--out", str(tmp_path / "judge")])
+    assert not left.value.code
+    judge = sfumato.load(tmp_path / "judge" / "model")
+    data = sfumato.Images().read("digits")
+    x, label = data.tensor(range(300)), torch.as_tensor(data.targets[:300])
+    with torch.no_grad():
+        right = (judge.denoiser(x, 0.05).argmax(1) == label).double().mean()
+        lost = (judge.denoiser(torch.randn_like(x), 0.999).argmax(1) == label).double().mean()
+    assert right > 0.5 > 0.3 > lost
+    with pytest.raises(BundleError, match="draws nothing"):
+        judge.sample(1)
+    model = sfumato.load(demo_folder / "runs" / "demo" / "model")
+    ask = {"condition": {"label": 3}, "steps": 4, "grid": "angle", "seed": 2}
+
+    def towards(denoiser):
+        return ScoreGuided(denoiser, judge.denoiser.log_probability, 3.0, of="state")
+
+    def said(x):
+        with torch.no_grad():
+            return judge.denoiser(x, 0.0).log_softmax(1)[:, 3].mean()
+
+    pulled, plain = model.sample(16, around=towards, **ask), model.sample(16, **ask)
+    assert said(pulled) > said(plain)
+    command = [
+        "sample",
+        str(demo_folder / "runs/demo/model"),
+        "-n",
+        "2",
+        "--label",
+        "3",
+        "--steps",
+        "4",
+        "--grid",
+        "angle",
+    ]
+    for folder, code, words in (
+        (tmp_path / "judge" / "model", 0, ""),
+        (demo_folder / "runs" / "demo" / "model", 1, "no classifier"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--classifier", str(folder), "--out", str(tmp_path / "out")])
+        assert int(left.value.code or 0) == code
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["objective.kind=classifier", "network.kind=classifier"])
+def test_a_classifier_is_one_on_both_sides(override):
+    pytest.importorskip("sklearn")
+    from sfumato.recipes import read_recipe
+    from sfumato.recipes.run import set_up
+
+    with pytest.raises(RecipeError, match="both or neither"):
+        set_up(read_recipe("digits", [override]))
