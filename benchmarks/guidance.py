@@ -69,6 +69,7 @@ def draw(rows: list[dict[str, Any]], accuracy: float | None, path: Path) -> None
         axis.axhline(rows[0][name]["floor"], color="grey", linestyle=":", linewidth=1)
         if accuracy is not None:
             axis.axvline(100 * accuracy, color="grey", linestyle="--", linewidth=0.8)
+        axis.margins(x=0.1)
         axis.set_xlabel("agreement with the asked class, %")
         axis.set_title(name.replace("frechet", "Fréchet distance"), fontsize=10)
     figure.legend(
