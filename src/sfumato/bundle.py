@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from . import __version__
-from .denoisers import Denoiser
+from .denoisers import Classifier, Denoiser
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
 from .files import folder_atomically, opened, reason, write_json
@@ -167,13 +167,18 @@ def load(folder: str | Path) -> Model:
         if record["network"]["kind"] == "diffusers":
             from .adapters import rebuild
 
-            denoiser: Denoiser = rebuild(
+            denoiser: Any = rebuild(
                 record["network"]["config"], process, weights, record["denoiser"]["learned_variance"]
             )
         else:
             network = build(record["network"]["kind"], **record["network"]["config"])
             network.load_state_dict(weights)
-            denoiser = Denoiser(network, process, **record["denoiser"])
+            classifies = record["denoiser"]["parameterisation"] == Classifier.parameterisation
+            denoiser = (
+                Classifier(network, process)
+                if classifies
+                else Denoiser(network, process, **record["denoiser"])
+            )
         model = Model(
             denoiser,
             Images.from_json(record["domain"]),
@@ -199,7 +204,8 @@ def save_tuned(folder: str | Path, found: Tuning) -> Path:
     others = [
         entry
         for entry in read_tuned(folder)
-        if [entry["solver"][key] for key in ("guidance", "conditional")] != [own.guidance, own.conditional]
+        if [entry["solver"][key] for key in ("guidance", "conditional")]
+        != [own.to_json()[key] for key in ("guidance", "conditional")]
         or len(entry["solver"]["rows"]) != own.steps
     ]
     entry = {

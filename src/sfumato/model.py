@@ -8,7 +8,7 @@ picture as sample 7 drawn alone, whatever the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .conditions import Conditions, spread_labels
-from .denoisers import ClassifierFree, Denoiser, Denoises
+from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance, build_guidance
 from .domains.images import Images
 from .errors import BundleError, SolverError
 from .noise import Noise
@@ -68,9 +68,14 @@ class Model:
         """What this model can be asked for, and how a user's words for it become tensors."""
         return Conditions(self.classes, bool(self.info.get("guidable", True)))
 
-    def guided(self, weight: float) -> Denoises:
-        """The denoiser under classifier-free guidance of a weight (the denoiser itself at 1)."""
-        if weight == 1:
+    def guided(self, guidance: float | str | Guidance) -> Denoises:
+        """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here."""
+        if isinstance(self.denoiser, Classifier):
+            raise BundleError(
+                "this is a classifier of noisy data and draws nothing: let it guide another model"
+            )
+        guidance = build_guidance(guidance)
+        if guidance == 1:
             return self.denoiser
         if not self.classes:
             raise BundleError("this model knows no labels, so there is nothing to guide by: use guidance 1")
@@ -78,7 +83,15 @@ class Model:
             raise BundleError(
                 "this model was trained without dropping its labels: it can only be sampled at guidance 1"
             )
-        return ClassifierFree(self.denoiser, weight, len(self.classes))
+        if not isinstance(guidance, Guidance):
+            return ClassifierFree(self.denoiser, guidance, len(self.classes))
+        negative, *also = (
+            self.conditions.tensors(words, 1) if words else None
+            for words in (guidance.negative, *(words for _, words in guidance.also))
+        )
+        return ClassifierFree(
+            self.denoiser, guidance, len(self.classes), negative=negative, also=[c for c in also if c]
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -94,7 +107,7 @@ class Model:
         solver: Solver | str | None = None,
         grid: Grid | str | None = None,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: float | str | Guidance | None = None,
         *,
         conditional: bool = False,
         start: float | None = None,
@@ -126,7 +139,7 @@ class Model:
             self._check_tuned(plan.solver, plan.guidance, conditional)
         return plan
 
-    def _check_tuned(self, solver: Tuned, guidance: float, conditional: bool) -> None:
+    def _check_tuned(self, solver: Tuned, guidance: float | Guidance, conditional: bool) -> None:
         own = self.fingerprint
         if solver.weights != own:
             raise BundleError(
@@ -148,7 +161,7 @@ class Model:
         self,
         steps: int,
         *,
-        guidance: float | None = None,
+        guidance: float | str | Guidance | None = None,
         trajectories: int = 300,
         seed: int = 0,
         effort: Effort | None = None,
@@ -160,7 +173,7 @@ class Model:
         starts from. The rivals are the model's own solver, if it is deterministic, the package's default, DDIM and
         DPM-Solver++(2M).
         """
-        guidance = self.sampling.guidance if guidance is None else guidance
+        guidance = self.sampling.guidance if guidance is None else build_guidance(guidance)
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
@@ -184,7 +197,7 @@ class Model:
         denoiser = self.guided(guidance)
         found = tune(denoiser, x, steps, condition=condition, rivals=rivals, effort=effort, progress=progress)
         stamped = replace(
-            found.solver, weights=self.fingerprint, guidance=float(guidance), conditional=bool(self.classes)
+            found.solver, weights=self.fingerprint, guidance=guidance, conditional=bool(self.classes)
         )
         return replace(found, solver=stamped)
 
@@ -198,8 +211,9 @@ class Model:
         steps: int | None = None,
         solver: Solver | str | None = None,
         grid: Grid | str | None = None,
-        guidance: float | None = None,
+        guidance: float | str | Guidance | None = None,
         start: tuple[Tensor, float] | None = None,
+        around: Callable[[Denoises], Denoises] | None = None,
         batch: int = 64,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -209,6 +223,8 @@ class Model:
         one for each sample}, by number or name; without it a conditional model draws from all its data.
         start: (estimates, t0) to come from instead of noise: one (channels, height, width) in [-1, 1] a sample, noised
         to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
+        guidance: a weight, a `Guidance`, or its text. around: makes of the guided denoiser the one that is sampled,
+        `lambda d: ScoreGuided(d, score)`; a tuned solver, which knows nothing of it, is then used only if asked for.
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
         callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
@@ -226,6 +242,8 @@ class Model:
                 f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
             )
         since = None if start is None else start[1]
+        if around is not None and solver is None:
+            solver = self.sampling.solver
         plan = self.plan(solver, grid, steps, guidance, conditional=bool(condition), start=since)
         if steps is not None and isinstance(plan.solver, Driver):
             raise SolverError(
@@ -238,6 +256,7 @@ class Model:
             )
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
+        denoiser = denoiser if around is None else around(denoiser)
         given = self.conditions.tensors(condition, len(chosen))
         weights = next(self.denoiser.parameters())
         chunks = range(0, len(chosen), batch)

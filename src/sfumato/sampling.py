@@ -6,17 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .denoisers import Guidance, build_guidance
 from .solvers import Grid, Solver, build_grid, build_solver
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled unless told otherwise. guidance: the classifier-free weight, 1 being none."""
+    """How a model is sampled unless told otherwise.
+
+    guidance: the classifier-free weight, 1 being none, or a `Guidance`, or its text.
+    """
 
     solver: Solver
     grid: Grid
     steps: int = 20
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance", build_guidance(self.guidance))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sampling:
@@ -34,7 +41,7 @@ class Sampling:
             "solver": self.solver.to_json(),
             "grid": self.grid.to_json(),
             "steps": self.steps,
-            "guidance": self.guidance,
+            "guidance": self.guidance.to_json() if isinstance(self.guidance, Guidance) else self.guidance,
         }
 
     def with_(
@@ -42,12 +49,12 @@ class Sampling:
         solver: Solver | str | None = None,
         grid: Grid | str | None = None,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: float | str | Guidance | None = None,
     ) -> Sampling:
         """The same with some of it replaced; names stand for a solver or grid with its default values."""
         return Sampling(
             build_solver(solver) if isinstance(solver, str) else solver or self.solver,
             build_grid(grid) if isinstance(grid, str) else grid or self.grid,
             self.steps if steps is None else steps,
-            self.guidance if guidance is None else guidance,
+            self.guidance if guidance is None else build_guidance(guidance),
         )

@@ -17,6 +17,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
         Print the whole record as JSON instead.
     """
     from ..bundle import load, read_tuned
+    from ..denoisers import build_guidance
     from .show import console, pairs
 
     model = load(bundle)
@@ -34,8 +35,8 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
         if v not in (None, (), [], 0, False) and not isinstance(v, dict)
     )
     tuned = [
-        f"{len(entry['solver']['rows'])} steps at guidance {entry['solver']['guidance']:g} (median error "
-        f"{entry['errors']['tuned']['median']:.4f})"
+        f"{len(entry['solver']['rows'])} steps at guidance {build_guidance(entry['solver']['guidance']):g} "
+        f"(median error {entry['errors']['tuned']['median']:.4f})"
         for entry in read_tuned(bundle)
     ]
     count, shown, seconds = data.get("count", 0), training.get("images", 0), training.get("seconds", 0)
@@ -50,7 +51,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             "state": "×".join(map(str, model.domain.shape)) + " (channels, height, width), in [-1, 1]",
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
-            f"guidance {plan['guidance']:g}",
+            f"guidance {build_guidance(plan['guidance']):g}",
             "tuned to": ", ".join(tuned) or "nothing",
             "trained on": trained if data else "not stated",
             "licence of data": data.get("licence", "not stated"),

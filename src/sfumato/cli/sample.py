@@ -28,7 +28,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
     solver: str | None = None,
     grid: str | None = None,
     tolerance: float | None = None,
-    guidance: float | None = None,
+    guidance: str | None = None,
+    classifier: Path | None = None,
+    classifier_scale: float = 1.0,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     strength: float | None = None,
     film: bool = False,
@@ -66,7 +68,13 @@ def sample(  # noqa: PLR0913 (the options of a command)
     tolerance
         Error that an adaptive solver may make in a step, in the units of the data, instead of a number of steps.
     guidance
-        Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety.
+        Classifier-free weight: 1 none, 1.5 to 3 keeps closer to the label at the cost of variety. Also with repairs,
+        2.5:interval=0.2..3,rescale=0.7,negative=label:Bag (see the page on guidance).
+    classifier
+        A classifier of noisy data, the model that a recipe such as fashion-mnist-classifier trains: its derivative
+        pulls towards the labels.
+    classifier_scale
+        How much of its derivative is added; 1 is Bayes' rule.
     from_
         Start from these pictures instead of noise, sample i from the i-th: a folder or a file. Without --label they
         keep their own labels, if the model knows them.
@@ -134,6 +142,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "grid": grid,
         "guidance": guidance,
         "start": start,
+        "around": None if classifier is None else _by_classifier(model, classifier, classifier_scale),
     }
     labels = model.conditions.labels(condition["label"], number) if condition else None
 
@@ -214,6 +223,23 @@ def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any],
     }
     write_json(beside.with_name(f"{beside.name}-steps.json"), about | record(recorder))
     write_atomically(beside.with_name(f"{beside.name}-steps.png"), png)
+
+
+def _by_classifier(model: Model, folder: Path, scale: float) -> Any:
+    """What wraps a denoiser into one that a bundle's classifier guides."""
+    from .. import bundle as bundles
+    from ..denoisers import Classifier, ScoreGuided
+    from ..errors import BundleError
+
+    other = bundles.load(folder)
+    judge: Any = other.denoiser
+    if not isinstance(judge, Classifier):
+        raise BundleError(
+            f"{folder} is no classifier of noisy data: train one, sfumato train fashion-mnist-classifier"
+        )
+    if other.domain.shape != model.domain.shape or other.classes != model.classes:
+        raise BundleError(f"{folder} classifies other pictures or classes than this model's")
+    return lambda denoiser: ScoreGuided(denoiser, judge.log_probability, scale, of="state")
 
 
 def _pictures(model: Model, source: Path, labelled: bool) -> ImageData:

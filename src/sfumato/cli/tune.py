@@ -10,7 +10,7 @@ def tune(
     /,
     *,
     steps: int = 8,
-    guidance: float | None = None,
+    guidance: str | None = None,
     trajectories: int = 300,
     seconds: float = 300.0,
     seed: int = 0,

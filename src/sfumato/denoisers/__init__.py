@@ -1,17 +1,24 @@
 """Denoisers: what solvers, guidance, quantisers and exporters see of a model."""
 
+from .classifier import Classifier
+from .classifier_free import ClassifierFree
 from .denoiser import Condition, Denoiser, Denoises, check_denoiser
-from .guidance import ClassifierFree, nothing
+from .guidance import Guidance, build_guidance, nothing
 from .mixture import GaussianMixture
 from .phase import InPhase
+from .score_guidance import ScoreGuided
 
 __all__ = [
+    "Classifier",
     "ClassifierFree",
     "Condition",
     "Denoiser",
     "Denoises",
     "GaussianMixture",
+    "Guidance",
     "InPhase",
+    "ScoreGuided",
+    "build_guidance",
     "check_denoiser",
     "nothing",
 ]

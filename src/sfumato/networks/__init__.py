@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from .classifier import NoiseClassifier
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
 from .taps import Tap, bottleneck, rewired
@@ -25,6 +26,7 @@ __all__ = [
     "Conditioning",
     "DiT",
     "FourierFeatures",
+    "NoiseClassifier",
     "Tap",
     "UNet",
     "bottleneck",
@@ -34,7 +36,7 @@ __all__ = [
     "unfold",
 ]
 
-KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT}
+KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "classifier": NoiseClassifier}
 
 
 def build(kind: str, **config: Any) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import RecipeError, choose
 from ..processes import Langevin
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
+from .classification import Classification
 from .denoising import Batch, Denoising, Objective, drop_condition
 from .phase import PhaseScoreMatching
 from .score_matching import ImplicitScoreMatching, SlicedScoreMatching
@@ -28,6 +29,7 @@ __all__ = [
     "WEIGHTINGS",
     "Batch",
     "Bound",
+    "Classification",
     "Denoising",
     "EDMWeighting",
     "Hybrid",
@@ -63,8 +65,15 @@ def build_objective(
     steps: int = 1000,
     projections: int = 1,
 ) -> Objective:
-    """An objective from the values a recipe writes: denoising, hybrid, bound, sliced, implicit; for cld hsm, dsm."""
-    choose(kind, ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm"], "objective")
+    """An objective from the values a recipe writes: denoising, hybrid, bound, sliced, implicit; for cld hsm, dsm.
+
+    And classifier, for a network that says which class noisy data are of.
+    """
+    choose(
+        kind, ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"], "objective"
+    )
+    if kind == "classifier":
+        return Classification(build_times(**(times or {"kind": "uniform"})))
     phase = kind in ("hsm", "dsm")
     shared = (
         build_weighting(**(weighting or {"kind": "plain", "space": "eps" if phase else "velocity"})),

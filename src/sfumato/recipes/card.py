@@ -33,7 +33,7 @@ def model_card(
 
 ![samples](figures/samples.png)
 
-Samples 0 and on of seed 0, {plan["steps"]} steps of `{plan["solver"]["kind"]}`, guidance {plan["guidance"]:g}.
+Samples 0 and on of seed 0, {plan["steps"]} steps of `{plan["solver"]["kind"]}`, guidance {model.sampling.guidance:g}.
 
 ## Use
 

@@ -76,7 +76,7 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit"] = "unet"
+    kind: Literal["unet", "dit", "classifier"] = "unet"
 
 
 class DenoiserConfig(_Section):
@@ -89,7 +89,9 @@ class DenoiserConfig(_Section):
 class ObjectiveConfig(_Section):
     """[objective]: what is minimised."""
 
-    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm"] = "denoising"
+    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"] = (
+        "denoising"
+    )
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}
     drop: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -106,7 +108,8 @@ class SamplingConfig(_Section):
     solver: dict[str, Any] = {"kind": "adams-moulton"}
     grid: dict[str, Any] = {"kind": "angle"}
     steps: Annotated[int, Field(ge=1, le=100_000)] = 20
-    guidance: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    guidance: Annotated[float, Field(allow_inf_nan=False)] | str = 1.0
+    """A weight, 1 being none, or one with repairs: "2.5:interval=0.2..3,rescale=0.7"."""
 
 
 class EvaluationConfig(_Section):

@@ -20,7 +20,7 @@ from torch import nn
 
 from .. import bundle
 from ..conditions import spread_labels
-from ..denoisers import Denoiser
+from ..denoisers import Classifier, Denoiser, build_guidance
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..errors import BundleError, DataError, RecipeError, RunError
@@ -105,6 +105,11 @@ def set_up(recipe: Recipe) -> Experiment:
     outputs = domain.shape[0] * (2 if recipe.denoiser.learned_variance else 1)
     if outputs != channels:
         settings["out_channels"] = outputs
+    classifies = recipe.objective.kind == "classifier"
+    if classifies != (recipe.network.kind == "classifier") or (classifies and classes < 2):
+        raise RecipeError(
+            "objective.kind and network.kind are 'classifier' both or neither, and a classifier needs data with labels"
+        )
     given = recipe.network.model_dump()
     kind = given.pop("kind")
     if fixed := sorted(set(given) & set(settings)):
@@ -113,7 +118,11 @@ def set_up(recipe: Recipe) -> Experiment:
         torch.manual_seed(recipe.training.seed)
         network = build(kind, **settings, **given)
     with _section("denoiser"):
-        denoiser = Denoiser(network, process, **recipe.denoiser.model_dump())
+        denoiser: Any = (
+            Classifier(network, process)
+            if classifies
+            else Denoiser(network, process, **recipe.denoiser.model_dump())
+        )
     with _section("objective"):
         objective = build_objective(**recipe.objective.model_dump(), classes=classes)
         check_trains(objective, process)
@@ -124,11 +133,19 @@ def set_up(recipe: Recipe) -> Experiment:
         )
     plan = recipe.sampling
     with _section("sampling"):
-        sampling = Sampling(build_solver(**plan.solver), build_grid(**plan.grid), plan.steps, plan.guidance)
+        sampling = Sampling(
+            build_solver(**plan.solver),
+            build_grid(**plan.grid),
+            plan.steps,
+            build_guidance(plan.guidance),
+        )
         # what cannot serve fails now, not after the training
         check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
-        Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(plan.guidance)
+        if not classifies:
+            Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(
+                sampling.guidance
+            )
     return Experiment(recipe, domain, data, held, denoiser, objective, sampling)
 
 
@@ -178,7 +195,9 @@ def train(
         recipe.training,
         out,
         held_out=parts.held_out if len(parts.held_out) else None,
-        preview=lambda denoiser, images: _preview(parts, denoiser, out, images),
+        preview=None
+        if isinstance(parts.denoiser, Classifier)
+        else lambda denoiser, images: _preview(parts, denoiser, out, images),
         callbacks=callbacks,
     )
     # only once the run is known to be ours: a refused one must not leave another run with this recipe
@@ -214,7 +233,7 @@ def averaged(parts: Experiment, result: TrainingResult) -> Model:
 def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: Path) -> None:
     """Write `out/model` with its card and a picture of samples, and give the model the bundle's record."""
     recipe = parts.recipe
-    picture = sample_sheet(model)
+    draws = not isinstance(model.denoiser, Classifier)  # there is nothing to show of a classifier
     training = {
         "images": result.images,
         "seconds": round(result.seconds, 1),
@@ -223,10 +242,10 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
     averages = profiles_of(recipe.training)
     training["average"] = averages[0].name if averages else "none"
     data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
-    figures = {"samples.png": picture}
+    figures = {"samples.png": sample_sheet(model)} if draws else {}
     guidable = recipe.objective.drop > 0
     plain = recipe.model_dump(mode="json")
-    text = card.model_card(model, plain, data, training)
+    text = card.model_card(model, plain, data, training) if draws else None
     model.info = bundle.save(
         model,
         out / "model",

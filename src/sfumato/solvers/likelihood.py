@@ -48,7 +48,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..denoisers import ClassifierFree, Condition, Denoises
+from ..denoisers import Condition, Denoises
 from ..errors import SolverError
 from ..noise import Noise
 from ..processes.gaussian import fit
@@ -109,7 +109,7 @@ def log_likelihood(
     """
     inner: object = denoiser
     while inner is not None:
-        if isinstance(inner, ClassifierFree) and inner.weight != 1:
+        if getattr(inner, "guides", False):
             raise SolverError(
                 "a guided flow's log-probability is not a likelihood: its score belongs to no density's diffusion; "
                 "use guidance 1"

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoisers import Guidance, build_guidance
 from ..errors import SolverError
 from ..noise import Draws, Noise
 from ..processes import CLEAN, Flow, Gaussian, Level, Prediction
@@ -53,10 +54,11 @@ class Tuned(Solver):
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
     weights: str = ""
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
     conditional: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance", build_guidance(self.guidance))
         object.__setattr__(self, "nodes", tuple(map(float, self.nodes)))
         object.__setattr__(self, "rows", tuple(tuple(map(float, row)) for row in self.rows))
         if not self.rows or [len(row) for row in self.rows] != list(range(2, len(self.rows) + 2)):
@@ -68,6 +70,10 @@ class Tuned(Solver):
             raise SolverError(f"a tuned solver of {self.steps} steps has {self.steps - 1} nodes, all finite")
         if any(later <= earlier for earlier, later in pairwise(self.nodes)):
             raise SolverError(f"the log-SNR must rise from node to node; given {self.nodes}")
+
+    def to_json(self) -> dict[str, Any]:
+        own = self.guidance
+        return super().to_json() | {"guidance": own.to_json() if isinstance(own, Guidance) else own}
 
     @property
     def steps(self) -> int:
