@@ -105,7 +105,11 @@ class Images:
         if done.corrupt:
             about["skipped_corrupt"] = [f"{title}: {reason}" for title, reason in done.corrupt]
         labels = None if found.labels is None else found.labels[done.rows]
-        return ImageData(domain, done.pixels, labels, name=about["sources"][0], about=about)
+        captions, groups = (
+            tuple(texts[i] for i in done.rows) if texts else () for texts in (found.captions, found.groups)
+        )
+        name = about["sources"][0]
+        return ImageData(domain, done.pixels, labels, captions=captions, groups=groups, name=name, about=about)
 
     def of(self, images: Any, labels: Any = None, name: str = "arrays") -> ImageData:
         """Data from arrays in memory: (n, h, w), (n, h, w, c) or (n, c, h, w); uint8, or floats as `as_pixels` says."""

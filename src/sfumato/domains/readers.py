@@ -48,6 +48,8 @@ def open_source(source: Source, classes: Sequence[str] = ()) -> Found:
         found = open_path(Path(str(source.path)).expanduser(), source.split, labelled=source.labels != "none")
     if source.labels == "none":
         found = replace(found, labels=None, classes=())
+    if source.captions == "none":
+        found = replace(found, captions=())
     if source.limit is not None and source.limit < found.count:
         found = _spread(found, source.limit)
     if source.licence:
@@ -65,6 +67,8 @@ def _spread(found: Found, limit: int) -> Found:
         title=lambda i: found.title(int(rows[i])),
         array=None if found.array is None else found.array[rows],
         labels=None if found.labels is None else found.labels[rows],
+        captions=tuple(found.captions[i] for i in rows) if found.captions else (),
+        groups=tuple(found.groups[i] for i in rows) if found.groups else (),
         key=f"{found.key}\n{limit} of {found.count}",
     )
 
