@@ -41,6 +41,13 @@ class Conditions:
         """Captions that the model was trained with, to show it by; [] for one that takes no text."""
         return list((self.text or {}).get("examples", ()))
 
+    def in_turn(self, count: int) -> dict[str, Any] | None:
+        """Each class, or else each example of a caption, in turn, for `count` samples; None where there are none."""
+        if self.classes:
+            return {"label": spread_labels(count, len(self.classes))}
+        texts = self.examples
+        return {"text": [texts[k % len(texts)] for k in range(count)]} if texts else None
+
     def tensors(self, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor] | None:
         """The condition of `count` samples as tensors (count, ...) by name, None for none.
 

@@ -4,10 +4,10 @@ A drawing's file is named by its code points, `1f44b-1f3fd.png`, and so are the 
 which some names leave out, is dropped on both sides.
 
 Many emoji are one drawing in several skin tones, genders or combinations. Held out at random, nearly every picture
-would have its twin in the training set and held-out scores would mean nothing. So whole *bases* are held out: the base is
-the first code point, with "man" and "woman" read as "person" (of which the professions, families and couples are made),
-and for flags the pair of letters. A base is held out if SHA-256 of its name, as a number, divides by ten: nothing is
-drawn, and the split stays the same whatever else is added.
+would have its twin in the training set and held-out scores would mean nothing. So whole *bases* are held out: the base
+is the first code point, with "man" and "woman" read as "person" (of which the professions, families and couples are
+made), and for flags the pair of letters. A base is held out if SHA-256 of its name, as a number, divides by ten:
+nothing is drawn, and the split stays the same whatever else is added.
 """
 
 from __future__ import annotations

