@@ -9,8 +9,8 @@ Four questions, on real captions, with the settings that the bundle is sampled w
     near-copies         the share of samples closer to a training picture than all but 1 % of held-out pictures are
 
 The judge of retrieval is trained on real pictures and kept in the cache; what it makes of real pictures, held out and
-trained on, is printed beside each score, and no model can be expected to do better than they. FOLDER/captions.json holds
-all figures; captions-held.png and captions-train.png show, row by row, a real picture and samples of its caption.
+trained on, is printed beside each score, and no model can be expected to do better than they. FOLDER/captions.json has
+all figures; captions-held.png and captions-training.png show, row by row, a real picture and a sample of its caption.
 """
 
 from __future__ import annotations

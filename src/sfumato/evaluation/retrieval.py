@@ -234,7 +234,7 @@ def train_judge(
         "seconds": round(time.perf_counter() - began, 2),
         "torch": torch.__version__,
     }
-    fill = others_of(train, held)
+    fill = others_of(train, held, config.among)
     for name, data, rest in (("held_out", held, fill), ("training", train, [])):
         chosen = one_each(data)
         hits = judge.hits(data.images[chosen], data.prompts(chosen), rest)
@@ -245,13 +245,13 @@ def train_judge(
     return judge
 
 
-def others_of(train: ImageData, held: ImageData) -> list[str]:
+def others_of(train: ImageData, held: ImageData, among: int = 200) -> list[str]:
     """Captions of one picture of each held-out group, and as many of the training set as are needed to choose among:
     what a held-out picture's own caption has to stand out from."""
     rest = train.prompts(one_each(train))
     order = np.random.default_rng(0).permutation(len(rest))
     own = held.prompts(one_each(held))
-    return [*own, *(rest[k] for k in order[: max(0, 200 - len(own))])]
+    return [*own, *(rest[k] for k in order[: max(0, among - len(own))])]
 
 
 def judge_weights(judge: RetrievalJudge) -> bytes:
