@@ -186,13 +186,13 @@ SOURCES: dict[str, NamedSource] = {
     "emoji-3d": NamedSource(
         card=DataCard(
             name="emoji-3d",
-            description="3,389 emoji, 256×256, modelled in 3D, with captions; held out as in emoji",
+            description="3,372 emoji, 256×256, modelled in 3D, with captions; held out as in emoji",
             licence="MIT (Fluent Emoji; emojibase)",
             origin="Microsoft's Fluent Emoji, in @lobehub/fluent-emoji-3d 1.1.0; names and tags of Unicode's CLDR, in "
             "emojibase-data 17.0.0",
             citation="Microsoft Corporation, Fluent Emoji, https://github.com/microsoft/fluentui-emoji; "
             "Unicode CLDR, https://cldr.unicode.org",
-            count=3389,
+            count=3372,
             size=(256, 256),
             channels=4,
             classes=(),
