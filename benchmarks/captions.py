@@ -30,7 +30,7 @@ from sfumato.evaluation.features import Features, PixelFeatures, in_batches
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.metrics import frechet_distance
 from sfumato.evaluation.receipts import versions
-from sfumato.evaluation.retrieval import families, one_each, others_of, retrieval_judge
+from sfumato.evaluation.retrieval import RetrievalConfig, families, one_each, others_of, retrieval_judge
 from sfumato.files import write_json
 from sfumato.model import Model
 from sfumato.recipes.judge import Bench
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=300, help="training captions that are asked for")
     parser.add_argument("--repeats", type=int, default=5, help="halvings of the real set")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--judge-steps", type=int, default=RetrievalConfig.steps)
     parser.add_argument("--guidance", type=float, help="another weight than the bundle's")
     options = parser.parse_args()
     began = time.monotonic()
@@ -79,7 +80,11 @@ def main() -> None:
         if done % 200 == 0 or done == total:
             print(f"  training the judge: {done} of {total}", flush=True)
 
-    judge = retrieval_judge(train, held, folder=cache_folder() / "features", progress=told)
+    config = RetrievalConfig(steps=options.judge_steps)
+    judge = retrieval_judge(train, held, config, cache_folder() / "features", told)
+    for split in ("held_out", "training"):
+        share, low, high = judge.record[f"{split}_accuracy"], *judge.record[f"{split}_interval"]
+        print(f"the judge on real {split.replace('_', '-')} pictures: {share:.3f} [{low:.3f}, {high:.3f}]")
     record: dict[str, Any] = {"judge": judge.record, "measures": {}}
 
     def note(name: str, measure: Measure) -> None:

@@ -36,9 +36,10 @@ def code_points(name: str) -> tuple[int, ...]:
 
 def base(points: tuple[int, ...]) -> str:
     """What an emoji is a variant of: see the file's head."""
-    if len(points) > 1 and all(0x1F1E6 <= point <= 0x1F1FF for point in points[:2]):
-        return "-".join(f"{point:x}" for point in points[:2])
-    return f"{_PERSON if points[0] in _PERSONS else points[0]:x}"
+    first, *rest = points
+    if rest and all(0x1F1E6 <= point <= 0x1F1FF for point in (first, rest[0])):
+        return f"{first:x}-{rest[0]:x}"
+    return f"{_PERSON if first in _PERSONS else first:x}"
 
 
 def held_out(name: str) -> bool:
