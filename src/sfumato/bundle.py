@@ -63,11 +63,13 @@ def save(
     card: str | None = None,
     figures: Mapping[str, bytes] | None = None,
     guidable: bool = True,
+    text: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a model as a bundle and return its record; atomic, and replaces a bundle that is there.
 
     recipe, data, training: what made it, plain values. card: the model card in Markdown. figures: PNG files by name.
-    guidable: whether labels were dropped in training. Raises RunError if the folder cannot be written.
+    guidable: whether conditions were dropped in training. text: the encoder of a model that is asked by captions, its
+    name, dim, limit and hash. Raises RunError if the folder cannot be written.
     """
     network = model.denoiser.network
     folder = Path(folder)
@@ -100,6 +102,8 @@ def save(
                 "training": dict(training or {}),
                 "files": {"weights.safetensors": digest},
             }
+            if text is not None:
+                record["text"] = dict(text)
             record = json.loads(json.dumps(record))  # what is hashed is what will be read
             record["sha256"] = _digest(record)
             with opened(aside / "bundle.json") as file:

@@ -1,6 +1,7 @@
 """What a model can be asked for: a user's words turned into the tensors that a network takes.
 
-    {"label": "Sneaker"}  ->  {"label": (count,) long}
+    {"label": "Sneaker"}   ->  {"label": (count,) long}
+    {"text": "red heart"}  ->  {"text": (count, tokens, dim), "text_mask": (count, tokens) bool}
 
 One value stands for all samples, a list for one each. A name the model does not have, a label out of range or a list
 of the wrong length is refused before anything is sampled.
@@ -16,20 +17,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BundleError, choose
+from .errors import BundleError, DataError, choose
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of one model. classes: names of its labels, () for none. free: whether it may go without any."""
+    """The conditions of one model. classes: names of its labels, () for none. free: whether it may go without any.
+
+    text: the record of the encoder that it was trained with (name, dim, limit, hash), None if it takes no text.
+    """
 
     classes: tuple[str, ...] = ()
     free: bool = True
+    text: Mapping[str, Any] | None = None
 
     @property
     def names(self) -> list[str]:
         """What may be asked for."""
-        return ["label"] if self.classes else []
+        return ["label"] * bool(self.classes) + ["text"] * (self.text is not None)
+
+    @property
+    def examples(self) -> list[str]:
+        """Captions that the model was trained with, to show it by; [] for one that takes no text."""
+        return list((self.text or {}).get("examples", ()))
+
+    def in_turn(self, count: int) -> dict[str, Any] | None:
+        """Each class, or else each example of a caption, in turn, for `count` samples; None where there are none."""
+        if self.classes:
+            return {"label": spread_labels(count, len(self.classes))}
+        texts = self.examples
+        return {"text": [texts[k % len(texts)] for k in range(count)]} if texts else None
 
     def tensors(self, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor] | None:
         """The condition of `count` samples as tensors (count, ...) by name, None for none.
@@ -37,14 +54,45 @@ class Conditions:
         Raises BundleError for one that the model does not have, or none where it needs one.
         """
         if not given:
-            if self.classes and not self.free:
+            if self.names and not self.free:
+                name = self.names[0]
                 raise BundleError(
-                    'this model was trained with a label always: give a condition={"label": ...}'
+                    f'this model was trained with a {name} always: give a condition={{"{name}": ...}}'
                 )
             return None
+        found: dict[str, Tensor] = {}
         for name in given:
             choose(name, self.names, "condition", BundleError)
-        return {"label": self.labels(given["label"], count)}
+        if "label" in given:
+            found["label"] = self.labels(given["label"], count)
+        if "text" in given:
+            found |= self.texts(given["text"], count)
+        return found
+
+    def texts(self, given: Any, count: int) -> dict[str, Tensor]:
+        """{"text": (count, tokens, dim), "text_mask": (count, tokens)} from one prompt or several; "" says nothing.
+
+        Warns of a prompt that is cut at the encoder's limit. Raises BundleError for a number of prompts that does not
+        fit, and where the encoder here is not the one the model was trained with; MissingExtra without the extra.
+        """
+        if self.text is None:
+            raise BundleError("this model takes no text: leave the prompt out")
+        values = [given] * count if isinstance(given, str) else list(given)
+        if len(values) != count:
+            raise BundleError(f"{len(values)} prompts were given for {count} samples")
+        from .domains.text import text_encoder  # what it needs is an extra
+
+        encoder = text_encoder(int(self.text["limit"]))
+        for key in ("name", "hash"):
+            if encoder.card[key] != self.text[key]:
+                raise BundleError(
+                    f"this model was trained with the text encoder {self.text['name']} of {key} "
+                    f"{self.text[key][:12]}, and here it is {encoder.card[key][:12]}: install that one"
+                )
+        try:
+            return encoder.padded(values)
+        except DataError as problem:
+            raise BundleError(str(problem)) from None
 
     def labels(self, given: Any, count: int) -> Tensor:
         """Label numbers (count,) from one label or several, each a number or a class name.

@@ -66,7 +66,7 @@ class Model:
     @property
     def conditions(self) -> Conditions:
         """What this model can be asked for, and how a user's words for it become tensors."""
-        return Conditions(self.classes, bool(self.info.get("guidable", True)))
+        return Conditions(self.classes, bool(self.info.get("guidable", True)), self.info.get("text"))
 
     def guided(self, guidance: float | str | Guidance) -> Denoises:
         """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here."""
@@ -77,7 +77,7 @@ class Model:
         guidance = build_guidance(guidance)
         if guidance == 1:
             return self.denoiser
-        if not self.classes:
+        if not self.conditions.names:
             raise BundleError("this model knows no labels, so there is nothing to guide by: use guidance 1")
         if not self.info.get("guidable", True):
             raise BundleError(
@@ -220,7 +220,8 @@ class Model:
         """Draw samples, (count, channels, height, width) in [-1, 1]; `model.domain` shows and writes them.
 
         count: how many, samples 0 to count - 1 of the seed; or indices: which. condition: {"label": one label or
-        one for each sample}, by number or name; without it a conditional model draws from all its data.
+        one for each sample}, by number or name, or {"text": one prompt or one for each}; without it a conditional
+        model draws from all its data.
         start: (estimates, t0) to come from instead of noise: one (channels, height, width) in [-1, 1] a sample, noised
         to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
         guidance: a weight, a `Guidance`, or its text. around: makes of the guided denoiser the one that is sampled,

@@ -8,7 +8,9 @@ wrong usage with 2, an interrupted training with 130; anything else is a bug and
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App
 
@@ -45,12 +47,19 @@ app.command(
 )
 
 
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning in one line, without the place in the code that it comes from."""
+    print(f"sfumato: {message}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its code."""
     from ..errors import SfumatoError
 
     try:
-        code = app(None if arguments is None else list(arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = app(None if arguments is None else list(arguments))
     except SfumatoError as error:
         print(f"sfumato: {error}", file=sys.stderr)
         sys.exit(1)

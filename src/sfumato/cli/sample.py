@@ -10,6 +10,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL.Image import Image
     from torch import Tensor
 
     from ..domains.image_data import ImageData
@@ -23,6 +24,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     count: Annotated[int | None, Parameter(alias="-n")] = None,
     indices: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     label: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     seed: int = 0,
     steps: int | None = None,
     solver: str | None = None,
@@ -55,6 +57,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
         Which samples of the seed, instead of a count.
     label
         One class for all, or one for each sample; numbers or names. Default: each class in turn.
+    prompt
+        What to draw, in words, of a model that takes text; several take turns. Default: captions that the model was
+        trained with, in turn.
     seed
         Another seed gives other samples.
     steps
@@ -125,13 +130,17 @@ def sample(  # noqa: PLR0913 (the options of a command)
             )
         start = given.tensor(list(chosen)), 0.4 if strength is None else strength
         own = None if given.targets is None else given.targets[list(chosen)].tolist()
-    condition = None
+    condition: dict[str, Any] = {}
     if label:
-        condition = {"label": label[0] if len(label) == 1 else label}
+        condition["label"] = label[0] if len(label) == 1 else label
     elif own is not None:
-        condition = {"label": own}
+        condition["label"] = own
     elif model.classes and given is None:
-        condition = {"label": [k % len(model.classes) for k in chosen]}
+        condition["label"] = [k % len(model.classes) for k in chosen]
+    asked = prompt or (model.conditions.examples if given is None and not condition else [])
+    if asked:
+        condition["text"] = [asked[k % len(asked)] for k in chosen]
+    texts: list[str] | None = condition.get("text")
     settings: dict[str, Any] = {
         "condition": condition,
         "seed": seed,
@@ -144,7 +153,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         "start": start,
         "around": None if classifier is None else _by_classifier(model, classifier, classifier_scale),
     }
-    labels = model.conditions.labels(condition["label"], number) if condition else None
+    labels = model.conditions.labels(condition["label"], number) if "label" in condition else None
 
     def put(samples: Tensor, names: Sequence[int]) -> tuple[list[Path], Tensor, list[int]]:
         """Write what a filter lets pass of these samples; also its samples, and their places among the chosen."""
@@ -155,7 +164,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         paths = []
         for sample, index, place in zip(samples, names, places, strict=True):
             one = None if labels is None else labels[place : place + 1]
-            paths += model.domain.write(sample[None], out, one, start=index)
+            said = None if texts is None else texts[place : place + 1]
+            paths += model.domain.write(sample[None], out, one, index, said)
         if failed is not None:
             raise SolverError(f"{failed}; those that passed are in {out}") from failed
         return paths, samples, places
@@ -175,12 +185,20 @@ def sample(  # noqa: PLR0913 (the options of a command)
     if not paths:
         return 0  # the filter has said why
     beside = out.resolve()  # beside the folder and not in it, which can then be read as data
-    write_picture(model.domain.picture(samples), beside.with_name(f"{beside.name}-grid.png"))
+    shown = None if texts is None else [texts[k] for k in kept]
+    write_picture(
+        _grid(model, samples, shown),
+        beside.with_name(f"{beside.name}-grid.png"),
+    )
     console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
 
     def head(count: int) -> dict[str, Any]:
         """The settings that draw the first few of these samples again."""
-        part: dict[str, Any] = {"condition": None if labels is None else {"label": labels[:count]}}
+        part: dict[str, Any] = {"condition": {}}
+        if labels is not None:
+            part["condition"]["label"] = labels[:count]
+        if texts is not None:
+            part["condition"]["text"] = texts[:count]
         part["start"] = None if start is None else (start[0][:count], start[1])
         return settings | part | {"indices": None if indices is None else indices[:count]}
 
@@ -198,6 +216,21 @@ def sample(  # noqa: PLR0913 (the options of a command)
         _inspect(model, planned(model, settings), many, head(many), beside)
         console.print(f"what each step does: {out}-steps.png, the numbers: {out}-steps.json", soft_wrap=True)
     return 0
+
+
+def _grid(model: Model, samples: Tensor, texts: list[str] | None) -> Image:
+    """All samples on one sheet; with prompts a row for each, with white where one has fewer samples than another."""
+    if texts is None:
+        return model.domain.picture(samples)
+    import torch
+
+    rows = [[k for k, own in enumerate(texts) if own == text] for text in dict.fromkeys(texts)]
+    longest = max(len(row) for row in rows)
+    white = samples.new_ones(1, *samples.shape[1:])
+    tiles = [
+        part for row in rows for part in (samples[row], white.expand(longest - len(row), *white.shape[1:]))
+    ]
+    return model.domain.picture(torch.cat(tiles), longest, list(dict.fromkeys(texts)))
 
 
 def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any], beside: Path) -> None:

@@ -61,6 +61,8 @@ def train(
     console.print(f"Trained on {result.images:,} images in {duration(result.seconds)}{held}.")
     console.print(f"The model is in {out / 'model'}. Next:")
     label = f" --label {model.classes[0]!r}" if model.classes else ""
+    if model.conditions.examples:
+        label = f" --prompt {model.conditions.examples[0]!r}"
     console.print(
         f"  sfumato sample {out / 'model'} --count 16{label} --out {out / 'samples'}", soft_wrap=True
     )

@@ -72,7 +72,7 @@ def check(place: str | Path) -> DataCheck:
         if not path.is_dir():
             return _nothing(str(path), "unreadable", [str(problem)])
         try:  # labels may be all that is wrong with a folder: count its pictures none the less
-            return _look(open_source(Source(path=str(path), labels="none")), [str(problem)])
+            return _look(open_source(Source(path=str(path), labels="none", captions="none")), [str(problem)])
         except DataError:
             return _nothing(str(path), "folder", [str(problem)])
     return _look(found, [])
@@ -144,6 +144,10 @@ def _look(found: Found, problems: list[str]) -> DataCheck:
         notes.append(f"{copies} exact copies of other pictures")
     if ignored := found.about.get("ignored"):
         notes.append(f"{ignored} files that are no pictures by their name")
+    if found.captions:
+        notes.append(
+            f"{sum(len(texts) for texts in found.captions)} captions, such as {found.captions[0][0]!r}"
+        )
     classes: dict[str, int] = {}
     if found.labels is not None:
         kept = np.bincount(found.labels[good], minlength=len(found.classes))

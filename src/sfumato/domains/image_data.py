@@ -10,6 +10,8 @@ goes on as if it had never stopped.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,13 @@ from sfumato.errors import DataError
 
 if TYPE_CHECKING:
     from sfumato.domains.images import Images
+    from sfumato.domains.text import Texts
 
-_AUGMENT, _SPLIT = 0x1A6E5, 0x5917  # streams: one seed may serve both without their draws being the same
+_AUGMENT, _SPLIT, _CAPTION = (
+    0x1A6E5,
+    0x5917,
+    0xCA97,
+)  # streams: one seed may serve both without their draws being the same
 
 
 def keyed_words(seed: int, stream: int, start: int, count: int) -> np.ndarray:
@@ -42,7 +49,9 @@ class ImageData:
 
     domain: the `Images` they belong to, with size, channels and classes as found.
     stored: uint8 (n, H, W, c), memory-mapped if large; H and W exceed the size if crops are random.
-    labels: int64 (n,) in 0 .. len(classes) − 1, or None. rows: which rows of `stored` these data are; None: all.
+    labels: int64 (n,) in 0 .. len(classes) − 1, or None. captions: one or several texts a picture, the plainest first;
+    () for none. groups: what each picture is a variant of, or (). texts: the captions' embeddings, see `encoded`.
+    rows: which rows of `stored` these data are; None: all.
     about: what the data card says of where they are from.
     Raises DataError if these do not fit each other.
     """
@@ -50,6 +59,9 @@ class ImageData:
     domain: Images
     stored: np.ndarray
     labels: np.ndarray | None = None
+    captions: tuple[tuple[str, ...], ...] = ()
+    groups: tuple[str, ...] = ()
+    texts: Texts | None = None
     rows: np.ndarray | None = None
     name: str = "images"
     about: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +83,11 @@ class ImageData:
             top, classes = int(self.labels.max(initial=-1)), len(self.domain.classes)
             if int(self.labels.min(initial=0)) < 0 or top >= classes:
                 raise DataError(f"labels must be in 0..{classes - 1}: found {self.labels.min()} to {top}")
+        for what, given in (("captions", self.captions), ("groups", self.groups)):
+            if given and len(given) != len(self.stored):
+                raise DataError(f"{len(self.stored)} pictures cannot have {len(given)} {what}")
+        if not all(self.captions):
+            raise DataError(f"picture {self.captions.index(())} has no caption, and others have")
         # A plain view: indexing a memmap object, as opposed to its memory, costs tens of microseconds a call.
         object.__setattr__(self, "stored", np.asarray(self.stored))
 
@@ -93,6 +110,22 @@ class ImageData:
         """The labels of `images`, int64 (n,), or None."""
         return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
 
+    def prompts(self, indices: Any = None) -> list[str]:
+        """The plainest caption of each picture, or of those at `indices`; [] without captions."""
+        rows = self._rows(np.arange(len(self)) if indices is None else indices)
+        return [self.captions[row][0] for row in rows] if self.captions else []
+
+    def encoded(self, progress: Callable[[int, int], None] | None = None) -> ImageData:
+        """These data with the embeddings of their captions, which `batch` then gives as its condition.
+
+        Raises DataError without captions, MissingExtra without the extra "text".
+        """
+        from sfumato.domains.text import embed  # what it needs is an extra
+
+        if not self.captions:
+            raise DataError(f"{self.name} has no captions")
+        return replace(self, texts=embed([text for texts in self.captions for text in texts], None, progress))
+
     def _middle(self, pixels: np.ndarray) -> np.ndarray:
         height, width = self.domain.shape[1:]
         y, x = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
@@ -111,19 +144,29 @@ class ImageData:
         return replace(self, rows=self._rows(indices))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-        """(train, held): a random `fraction` of the pictures held out, the same for the same count and seed."""
+        """(train, held): a random `fraction` of the pictures held out, the same for the same count and seed.
+
+        Where pictures have groups, of the groups: no group is in both.
+        """
         if not 0 <= fraction < 1:
             raise DataError(f"the fraction held out must be in [0, 1), not {fraction}")
-        held = round(fraction * len(self))
-        if held == len(self):
+        names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
+        kinds, which = np.unique(names, return_inverse=True) if names else (range(len(self)), None)
+        held = round(fraction * len(kinds))
+        if held == len(kinds):
             raise DataError(f"holding out {fraction} of {len(self)} pictures leaves none to train on")
-        order = np.argsort(keyed_words(seed, _SPLIT, 0, len(self)), kind="stable")
+        order = np.argsort(keyed_words(seed, _SPLIT, 0, len(kinds)), kind="stable")
+        if which is not None:
+            out = np.isin(which, order[:held])
+            return self.take(np.flatnonzero(~out)), self.take(np.flatnonzero(out))
         return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
-        """{"x": float32 (n, c, h, w) in [−1, 1], "condition": {"label": long (n,)}}, the condition only with labels.
+        """{"x": float32 (n, c, h, w) in [−1, 1], "condition": {"label": long (n,), "text": .., "text_mask": ..}}.
 
-        Row i is picture indices[i], mirrored and cropped by word(seed, images_seen + i) if the domain asks for it.
+        The condition holds "label" with labels, and the two of text once captions are `encoded`. Row i is picture
+        indices[i], mirrored and cropped by word(seed, images_seen + i) if the domain asks for it; another such word
+        says which of its captions is shown.
         """
         domain, rows = self.domain, self._rows(indices)
         height, width = domain.shape[1:]
@@ -144,10 +187,15 @@ class ImageData:
         if domain.flip and words is not None and (mirrored := (words >> np.uint64(63)).astype(bool)).any():
             which = torch.from_numpy(np.flatnonzero(mirrored))
             x0[which] = x0[which].flip(3)
-        batch: dict[str, Any] = {"x": x0}
+        condition: dict[str, Tensor] = {}
         if self.labels is not None:
-            batch["condition"] = {"label": torch.from_numpy(self.labels[rows])}
-        return batch
+            condition["label"] = torch.from_numpy(self.labels[rows])
+        if self.texts is not None:
+            draws = keyed_words(seed, _CAPTION, images_seen, len(rows))
+            owned = [self.captions[row] for row in rows]
+            shown = [texts[int(word) % len(texts)] for texts, word in zip(owned, draws, strict=True)]
+            condition |= self.texts.batch(shown)
+        return {"x": x0, "condition": condition} if condition else {"x": x0}
 
     def tensor(self, indices: Any = None) -> Tensor:
         """Pictures, float32 (n, c, h, w) in [−1, 1], unaugmented; all of them, or those at `indices`."""
@@ -169,6 +217,8 @@ class ImageData:
             digest.update(self.stored[part].tobytes())
             if self.labels is not None:
                 digest.update(self.labels[part].astype("<i8").tobytes())
+            if self.captions:
+                digest.update(json.dumps([self.captions[row] for row in part]).encode())
         return digest.hexdigest()
 
     def card(self) -> dict[str, Any]:
@@ -179,6 +229,9 @@ class ImageData:
             "size": list(self.domain.shape[1:]),
             "channels": self.domain.shape[0],
             "classes": self.counts(),
+            "captions": sum(len(self.captions[row]) for row in self._rows(np.arange(len(self))))
+            if self.captions
+            else 0,
             "licence": self.about.get("licence", "not stated"),
             "origin": self.about.get("origin", "not stated"),
             "citation": self.about.get("citation", "not stated"),

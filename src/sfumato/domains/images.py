@@ -7,6 +7,7 @@ u = round(255 (x + 1) / 2). Float32 keeps eight bits of pixel with fifteen to sp
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,7 +106,13 @@ class Images:
         if done.corrupt:
             about["skipped_corrupt"] = [f"{title}: {reason}" for title, reason in done.corrupt]
         labels = None if found.labels is None else found.labels[done.rows]
-        return ImageData(domain, done.pixels, labels, name=about["sources"][0], about=about)
+        captions, groups = (
+            tuple(texts[i] for i in done.rows) if texts else () for texts in (found.captions, found.groups)
+        )
+        name = about["sources"][0]
+        return ImageData(
+            domain, done.pixels, labels, captions=captions, groups=groups, name=name, about=about
+        )
 
     def of(self, images: Any, labels: Any = None, name: str = "arrays") -> ImageData:
         """Data from arrays in memory: (n, h, w), (n, h, w, c) or (n, c, h, w); uint8, or floats as `as_pixels` says."""
@@ -161,14 +168,24 @@ class Images:
 
     # Writing and showing
 
-    def write(self, samples: Any, folder: str | Path, labels: Any = None, start: int = 0) -> list[Path]:
+    def write(
+        self,
+        samples: Any,
+        folder: str | Path,
+        labels: Any = None,
+        start: int = 0,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Path]:
         """Write samples as PNG, each whole or not at all: `sample-00007.png`, or `sample-00007-label-3.png`.
 
         samples: see `pixels`. labels: (n,), where len(classes) means "no label". start: the number of the first.
+        prompts: what each was asked for, of which its name keeps the first letters: `sample-00007-red-heart.png`.
         Raises DataError if the labels do not fit, or for NaN.
         """
         pixels = self.pixels(samples)
         marks = _marks(labels, len(pixels), len(self.classes))
+        if prompts is not None:
+            marks = [f"{_slug(text)}{mark}" for text, mark in zip(prompts, marks, strict=True)]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -236,6 +253,12 @@ def as_source(source: Source | str | Path) -> Source:
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _slug(text: str, most: int = 40) -> str:
+    """What a prompt adds to the name of a file: its letters and digits, the rest as single hyphens."""
+    words = re.sub(r"\W+|_+", "-", text.lower()).strip("-")[:most].rstrip("-")
+    return f"-{words}" if words else ""
 
 
 def _marks(labels: Any, count: int, classes: int) -> list[str]:

@@ -5,7 +5,8 @@ names, and how to get at each. Nothing is decoded yet, save what is an array alr
 
 A folder: each subfolder is a class and holds its pictures at any depth; a folder of pictures alone has no classes,
 unless every name ends in `-label-<number>`, as the samples that sfumato writes do. Hidden files are passed over,
-and so are files that are no pictures by their name, but those are counted.
+and so are files that are no pictures by their name, but those are counted. Captions may lie beside the pictures, see
+`captions.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.domains import arrays
+from sfumato.domains.captions import folder_captions
 from sfumato.domains.source import Found, Source
 from sfumato.errors import DataError, nearest
 
@@ -45,9 +47,16 @@ def open_source(source: Source, classes: Sequence[str] = ()) -> Found:
 
         found = tables.open_hub(source.hub, source.split)
     else:
-        found = open_path(Path(str(source.path)).expanduser(), source.split, labelled=source.labels != "none")
+        found = open_path(
+            Path(str(source.path)).expanduser(),
+            source.split,
+            labelled=source.labels != "none",
+            captioned=source.captions != "none",
+        )
     if source.labels == "none":
         found = replace(found, labels=None, classes=())
+    if source.captions == "none":
+        found = replace(found, captions=())
     if source.limit is not None and source.limit < found.count:
         found = _spread(found, source.limit)
     if source.licence:
@@ -65,6 +74,8 @@ def _spread(found: Found, limit: int) -> Found:
         title=lambda i: found.title(int(rows[i])),
         array=None if found.array is None else found.array[rows],
         labels=None if found.labels is None else found.labels[rows],
+        captions=tuple(found.captions[i] for i in rows) if found.captions else (),
+        groups=tuple(found.groups[i] for i in rows) if found.groups else (),
         key=f"{found.key}\n{limit} of {found.count}",
     )
 
@@ -105,8 +116,11 @@ def _few(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def open_path(path: Path, split: str = "train", *, labelled: bool = True) -> Found:
-    """Look into a folder or file by what it is. labelled: whether a folder's subfolders are classes."""
+def open_path(path: Path, split: str = "train", *, labelled: bool = True, captioned: bool = True) -> Found:
+    """Look into a folder or file by what it is.
+
+    labelled: whether a folder's subfolders are classes. captioned: whether captions in it are read.
+    """
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
         raise DataError(
@@ -119,7 +133,7 @@ def open_path(path: Path, split: str = "train", *, labelled: bool = True) -> Fou
             _whole(path, split)
             return _parquet(path, sorted(path.glob("*.parquet")))
         _whole(path, split)
-        return _folder(path, labelled)
+        return _folder(path, labelled, captioned)
     _whole(path, split)
     name = path.name.lower()
     if name.endswith(".npz"):
@@ -198,7 +212,7 @@ def open_idx(images: Path, labels: Path | None) -> Found:
     return _of_array(images, "idx", arrays.read_idx(images), values, ())
 
 
-def _folder(root: Path, labelled: bool) -> Found:
+def _folder(root: Path, labelled: bool, captioned: bool) -> Found:
     files: list[Path] = []
     ignored, seen = 0, set()
     for folder, below, names in os.walk(root, followlinks=True):
@@ -216,6 +230,7 @@ def _folder(root: Path, labelled: bool) -> Found:
         kinds = ", ".join(sorted(PICTURE_SUFFIXES))
         raise DataError(f"{root} holds no pictures ({ignored} other files): put some there ({kinds})")
     labels, classes = _folder_labels(root, files) if labelled else (None, ())
+    captions, groups, used = folder_captions(root, files) if captioned else ((), (), 0)
     return Found(
         count=len(files),
         item=lambda i: files[i],
@@ -225,7 +240,9 @@ def _folder(root: Path, labelled: bool) -> Found:
         key=file_key(files, root),
         labels=labels,
         classes=classes,
-        about={"sources": [root.resolve().name], "ignored": ignored},
+        captions=captions,
+        groups=groups,
+        about={"sources": [root.resolve().name], "ignored": ignored - used},
     )
 
 

@@ -24,7 +24,7 @@ class Source:
     path: a folder of pictures, a folder of IDX files, or one .npz, .npy, .parquet or IDX file.
     hub: a data set of the Hugging Face Hub, "owner/name" (extra `hub`).
     split: which part, where a source has parts. ways: which ways of getting a named source to try, in order.
-    labels: "auto", or "none" to leave labels unread. limit: only so many pictures, evenly spread over them.
+    labels, captions: "auto", or "none" to leave them unread. limit: only so many pictures, evenly spread over them.
     skip_corrupt: leave damaged pictures out, and count them in the data card, instead of refusing them all.
     licence: under what terms the data are yours to use; goes into the data card.
     """
@@ -35,6 +35,7 @@ class Source:
     split: str = "train"
     ways: tuple[str, ...] | None = None
     labels: str = "auto"
+    captions: str = "auto"
     limit: int | None = None
     skip_corrupt: bool = False
     licence: str | None = None
@@ -49,6 +50,7 @@ class Source:
                 "a source needs a name, a path or a hub data set, and only one place to read from"
             )
         choose(self.labels, ("auto", "none"), "labels", DataError)
+        choose(self.captions, ("auto", "none"), "captions", DataError)
         if self.limit is not None and self.limit < 1:
             raise DataError(f"limit must be at least 1, not {self.limit}")
 
@@ -58,8 +60,9 @@ class Found:
     """What is at a source: `count` pictures, not yet decoded.
 
     item(i): a picture's file, its bytes, or its uint8 pixels (h, w, c). title(i): what to call it in a message.
-    array: all pixels (n, h, w, c), if the source is an array. labels: int64 (n,) or None. key: what names this very
-    content in the cache. about: what the data card is to say; "sources"
+    array: all pixels (n, h, w, c), if the source is an array. labels: int64 (n,) or None. captions: one or several
+    texts a picture, or (). groups: for each picture the name of what it is a variant of, or (): a group is never split.
+    key: what names this very content in the cache. about: what the data card is to say; "sources"
     names the place without its whole path, which is nobody else's business once a card is published.
     """
 
@@ -71,5 +74,7 @@ class Found:
     key: str
     array: np.ndarray | None = None
     labels: np.ndarray | None = None
+    captions: tuple[tuple[str, ...], ...] = ()
+    groups: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)

@@ -10,13 +10,14 @@ damaged or altered copy is something its owner needs to know.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.cache import cache_folder, install, sha256_of
+from sfumato.domains.emoji import open_fluent, open_google
 from sfumato.domains.source import Found, Source
 from sfumato.errors import DataError, choose
 
@@ -50,13 +51,15 @@ class NamedSource:
     """Files with known content, and the ways of getting them.
 
     files: name -> (SHA-256 of the content after gzip, its length in bytes); a file may be there as name or name.gz.
-    splits: name -> (file of pictures, file of labels), both IDX.
+    splits: name -> (file of pictures, file of labels), both IDX; or, if `opens` reads the files, anything.
+    opens(folder, split): looks into files of another kind.
     """
 
     card: DataCard
     files: dict[str, tuple[str, int]]
-    splits: dict[str, tuple[str, str]]
+    splits: dict[str, tuple[str, ...]]
     ways: tuple[w.Way, ...]
+    opens: Callable[[Path, str], Found] | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +67,10 @@ class NamedSource:
         return self.card.name
 
 
+_EMOJI = (
+    "emojibase-data-17.0.0.tgz",
+    ("fd3d0e864f7cb98dab0491b9ba7e8b43e46ff6b0fdfb21ce6bf3c8455c2ba537", 50_317_824),
+)
 _FASHION = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
 
 SOURCES: dict[str, NamedSource] = {
@@ -150,6 +157,56 @@ SOURCES: dict[str, NamedSource] = {
                 ),
             ),
         ),
+    ),
+    "emoji": NamedSource(
+        card=DataCard(
+            name="emoji",
+            description="3,786 emoji, 64×64, colour, with captions; one base in ten with all its variants held out",
+            licence="Apache-2.0 (Noto Emoji drawings); MIT (emoji-data, emojibase)",
+            origin="Google's Noto Emoji, in emoji-datasource-google 16.0.0; names and tags of Unicode's CLDR, in "
+            "emojibase-data 17.0.0",
+            citation="Google LLC, Noto Emoji, https://github.com/googlefonts/noto-emoji; "
+            "Unicode CLDR, https://cldr.unicode.org",
+            count=3786,
+            size=(64, 64),
+            channels=4,
+            classes=(),
+        ),
+        files={
+            "emoji-datasource-google-16.0.0.tgz": (
+                "334f58688e07d8f886f58760d1d927d322416944c498573f88e6cd648264b2ee",
+                80_819_712,
+            ),
+            _EMOJI[0]: _EMOJI[1],
+        },
+        splits={"train": (), "test": ()},
+        ways=(w.NpmPackage((("emoji-datasource-google", "16.0.0"), ("emojibase-data", "17.0.0"))),),
+        opens=open_google,
+    ),
+    "emoji-3d": NamedSource(
+        card=DataCard(
+            name="emoji-3d",
+            description="3,372 emoji, 256×256, modelled in 3D, with captions; held out as in emoji",
+            licence="MIT (Fluent Emoji; emojibase)",
+            origin="Microsoft's Fluent Emoji, in @lobehub/fluent-emoji-3d 1.1.0; names and tags of Unicode's CLDR, in "
+            "emojibase-data 17.0.0",
+            citation="Microsoft Corporation, Fluent Emoji, https://github.com/microsoft/fluentui-emoji; "
+            "Unicode CLDR, https://cldr.unicode.org",
+            count=3372,
+            size=(256, 256),
+            channels=4,
+            classes=(),
+        ),
+        files={
+            "lobehub-fluent-emoji-3d-1.1.0.tgz": (
+                "054eaceced8a6edd895f074f686f7dd3a51cbf6f34c8cc955a8be6dee477f971",
+                20_314_112,
+            ),
+            _EMOJI[0]: _EMOJI[1],
+        },
+        splits={"train": (), "test": ()},
+        ways=(w.NpmPackage((("@lobehub/fluent-emoji-3d", "1.1.0"), ("emojibase-data", "17.0.0"))),),
+        opens=open_fluent,
     ),
 }
 
@@ -280,9 +337,12 @@ def open_named(place: Source) -> Found:
         raise DataError(
             f"{source.name} has no split {place.split!r}: it has {only}; hold pictures out with split()"
         )
-    images, labels = source.splits[place.split]
     folder = fetch(source, _log.info, ways=place.ways, path=place.path)
-    found = open_idx(file_in(folder, images), file_in(folder, labels))
+    if source.opens is not None:
+        found = source.opens(folder, place.split)
+    else:
+        images, labels = (file_in(folder, name) for name in source.splits[place.split])
+        found = open_idx(images, labels)
     about = {
         "licence": source.card.licence,
         "origin": source.card.origin,

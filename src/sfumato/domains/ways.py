@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _own_lists(work: Path) -> list[str]:
 
 
 def _run(command: list[str], folder: Path, timeout: float = 900) -> str | None:
-    """Run a program in a folder; None if it went well, else its last complaint in one line."""
+    """Run a program in a folder; None if it went well, else its first complaint in one line."""
     try:
         done = subprocess.run(
             command,
@@ -137,8 +138,61 @@ def _run(command: list[str], folder: Path, timeout: float = 900) -> str | None:
         return str(problem)
     if done.returncode == 0:
         return None
-    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("E:")]
-    return lines[0].removeprefix("E: ") if lines else f"{command[0]} ended with code {done.returncode}"
+    said = (done.stderr + done.stdout).splitlines()
+    lines = [line.partition(" ")[2] for line in said if line.startswith(("E: ", "npm error "))]
+    return lines[0] if lines else f"{command[0]} ended with code {done.returncode}"
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """Packages of the npm registry, each kept as the tarball it comes as: by `npm pack`, or over HTTP without npm.
+
+    packages: (name, version). The registry is the one that npm is set up for (its own configuration, or the variable
+    npm_config_registry), else the public one. No package is installed, and none of its scripts are run.
+    """
+
+    packages: tuple[tuple[str, str], ...]
+    name: str = "npm"
+    fetches: bool = True
+
+    def get(self, into: Path, progress: Progress) -> Path:
+        """Fill `into` with NAME-VERSION.tgz, a scope's "@a/b" written "a-b". Raises Unavailable."""
+        for package, version in self.packages:
+            progress(f"downloading the npm package {package} {version}")
+            file = into / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+            if shutil.which("npm"):
+                command = ["npm", "pack", f"{package}@{version}", "--ignore-scripts", "--silent"]
+                if (problem := _run(command, into)) or not file.is_file():
+                    raise Unavailable(f"npm pack {package}@{version}: {problem or 'brought nothing'}")
+            else:
+                file.write_bytes(_download(package, version))
+        return into
+
+
+MAX_DOWNLOAD = 1 << 30
+"""Bytes taken over HTTP for one file; more is refused."""
+
+
+def npm_registry() -> str:
+    """The address of the npm registry: `npm_config_registry` in the environment, in any case, or the public one."""
+    own = {name.lower(): value for name, value in os.environ.items()}.get("npm_config_registry")
+    return (own or "https://registry.npmjs.org").rstrip("/")
+
+
+def _download(package: str, version: str) -> bytes:
+    """A package's tarball from where a registry keeps it. Raises Unavailable."""
+    registry = npm_registry()
+    if not registry.startswith(("https://", "http://")):
+        raise Unavailable(f"the npm registry {registry!r} is no web address")
+    address = f"{registry}/{package}/-/{package.rpartition('/')[2]}-{version}.tgz"
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            content = answer.read(MAX_DOWNLOAD + 1)
+    except (OSError, ValueError) as problem:
+        raise Unavailable(f"npm's {package} {version}: {problem}") from problem
+    if len(content) > MAX_DOWNLOAD:
+        raise Unavailable(f"npm's {package} {version} is larger than {MAX_DOWNLOAD} bytes")
+    return content
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,12 @@ class Bench:
 
         def draw(n: int) -> tuple[Any, Any]:
             labels = labels_like(self.train, n) if self.model.classes else None
+            condition: dict[str, Any] | None = None if labels is None else {"label": labels}
+            if labels is None and self.model.info.get("text"):
+                condition = {"text": prompts_like(self.train, n)}
             samples = self.model.sample(
                 n,
-                condition=None if labels is None else {"label": labels},
+                condition=condition,
                 seed=settings["seed"],
                 steps=None if isinstance(settings["solver"], Driver) else settings["steps"],
                 guidance=settings["guidance"],
@@ -160,6 +163,8 @@ class Bench:
             condition = None
             if self.model.classes and labels is not None:
                 condition = {"label": torch.from_numpy(labels[part])}
+            elif self.model.info.get("text"):
+                condition = self.model.conditions.texts(self.held.prompts(part), len(part))
             found.append(bits(self.held.tensor(part), Noise(settings["seed"], part.tolist()), condition))
             self._tell(name, start + len(part), count)
         each = torch.cat(found)
@@ -303,19 +308,24 @@ def labels_like(data: ImageData, count: int) -> torch.Tensor:
     return torch.from_numpy(ordered[np.random.default_rng(0).permutation(count)].astype(np.int64))
 
 
+def prompts_like(data: ImageData, count: int) -> list[str]:
+    """The plainest captions of `count` pictures of the data in a fixed random order, repeated if need be."""
+    order = np.random.default_rng(0).permutation(len(data))
+    return data.prompts(order[np.arange(count) % len(order)])
+
+
 def sampling_cost(model: Model, count: int = 64, repeats: int = 3, plan: Sampling | None = None) -> Cost:
     """What drawing `count` samples costs: evaluations (of both branches, if guided), FLOPs, seconds, memory.
 
-    plan: how they are drawn; without one, as `Model.sample` draws them with its labels as condition.
+    plan: how they are drawn; without one, as `Model.sample` draws them with what the model may be asked for.
     """
-    plan = plan or model.plan(conditional=bool(model.classes))
+    condition = model.conditions.in_turn(count)
+    plan = plan or model.plan(conditional=bool(condition))
     x = torch.zeros(1, *model.denoiser.process.state_shape(model.domain.shape))
-    label = {"label": torch.zeros(1, dtype=torch.long)} if model.classes else None
-    flops = count_flops(model.denoiser, x, 0.5, label)
+    flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(model.conditions.in_turn(1), 1))
     counter = CallCounter(model.denoiser)
     steps = None if isinstance(plan.solver, Driver) else plan.steps
     counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
-    condition = {"label": [k % len(model.classes) for k in range(count)]} if model.classes else None
     return measure_cost(
         lambda: counted.sample(
             count,

@@ -6,6 +6,7 @@ receipt. What it does not know it leaves as a question for whoever publishes the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,11 @@ def model_card(
     plan = model.sampling.to_json()
     classes = ", ".join(f"{name} ({count:,})" for name, count in card["classes"].items()) or "none"
     held_out = training.get("held_out_loss")
+    asked = model.conditions.examples
     example = 'condition={"label": 0}, ' if model.classes else ""
+    if asked and not model.classes:
+        example = f'condition={{"text": {json.dumps(asked[0], ensure_ascii=False)}}}, '
+    text = model.info.get("text")
     return f"""# {recipe["name"]}
 
 {recipe["about"] or "A diffusion model trained with sfumato."}
@@ -59,6 +64,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | process | {schedule["kind"]} schedule, the network predicts `{model.denoiser.parameterisation}` |
 | state | {channels} channel(s), {height}×{width} pixels |
 | labels | {len(model.classes) or "none"} |
+| text | {f"{text['name']}, {text['limit']} tokens, SHA-256 `{text['hash'][:16]}`" if text else "none"} |
 | trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
 | weights | average over the run: {training["average"]} |
 | held-out loss | {"not measured" if held_out is None else f"{held_out:.5g}"} |
@@ -70,6 +76,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | source | {card["name"]} |
 | pictures | {card["count"]:,} to train on, {data["held_out"]["count"]:,} held out |
 | classes | {classes} |
+| captions | {card.get("captions") or "none"} |
 | origin | {card["origin"]} |
 | licence | {card["licence"]} |
 | citation | {card["citation"]} |

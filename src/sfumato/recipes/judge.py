@@ -76,11 +76,13 @@ def judge(
         return found
 
     def planned(number: int | None = None) -> Sampling:
-        return model.plan(steps=number, conditional=bool(model.classes))
+        return model.plan(steps=number, conditional=bool(model.conditions.names))
 
     plan, common = planned(), {"seed": config.seed if seed is None else seed, "batch": 250}
     drawn = common | {"what": "quality", "samples": samples, "measures": None}
     drawn |= {"labels": "in the proportions of the training set" if model.classes else "none"}
+    if model.info.get("text"):
+        drawn["prompts"] = "captions of the training set, in a fixed random order"
     measures = attest("quality", stated(plan) | drawn)
     if config.bound_images and not isinstance(model.denoiser.process, Gaussian):
         say("no bound: the variational bound is that of a gaussian process")

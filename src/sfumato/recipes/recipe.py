@@ -49,6 +49,8 @@ class DataConfig(_Section):
     flip: bool = False
     """Mirror half of the pictures in training."""
     labels: Literal["auto", "none"] = "auto"
+    captions: Literal["auto", "none"] = "auto"
+    """Whether captions, where there are any, are what the model is asked by (extra `text`)."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Only so many pictures."""
     skip_corrupt: bool = False

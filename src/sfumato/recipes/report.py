@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..conditions import spread_labels
 from ..evaluation.report import (
     Commands,
     Curve,
@@ -40,12 +39,18 @@ def write_pictures(model: Model, out: Path, columns: int = 10) -> dict[str, Path
     paths = {"samples": out / "samples.png", "film": out / "film.png"}
     sheet = sample_sheet(model, columns)
     write_atomically(paths["samples"], sheet)
-    count = min(len(model.classes) or 6, 10)
-    condition = {"label": spread_labels(count, count)} if model.classes else None
+    count = min(len(model.classes) or len(model.conditions.examples) or 6, 10)
+    condition = model.conditions.in_turn(count)
     shots, captions = film(model, count, condition=condition)
     strip = png(model.domain.strip(shots, captions))
     write_atomically(paths["film"], strip)
     return paths
+
+
+def _rows(model: Model) -> str:
+    if model.classes:
+        return ", one row for each class"
+    return ", one row for each caption" if model.conditions.examples else ""
 
 
 def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tuple[str, str]]) -> Path:
@@ -58,7 +63,7 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
             [
                 (
                     Image.open(pictures["samples"]),
-                    f"Samples that the model drew{', one row for each class' if model.classes else ''}; seed 0.",
+                    f"Samples that the model drew{_rows(model)}; seed 0.",
                 )
             ],
             title="What it makes",

@@ -8,6 +8,7 @@ run/previews/       samples along the way                     run/model/        
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,9 +49,12 @@ class Experiment:
     objective: Objective
     sampling: Sampling
 
-    def model(self, info: dict[str, Any] | None = None) -> Model:
+    def model(self) -> Model:
         """The model with the denoiser's present weights."""
-        return Model(self.denoiser, self.domain, self.sampling, info or {})
+        info: dict[str, Any] = {"guidable": self.recipe.objective.drop > 0}
+        if self.data.texts is not None:
+            info["text"] = {**self.data.texts.encoder, "examples": examples(self.data)}
+        return Model(self.denoiser, self.domain, self.sampling, info)
 
 
 def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, ImageData]:
@@ -60,6 +64,7 @@ def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, 
         as_source(config.source),
         split=config.split,
         labels=config.labels,
+        captions=config.captions,
         limit=config.limit,
         skip_corrupt=config.skip_corrupt,
         licence=config.licence,
@@ -73,18 +78,26 @@ def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, 
     )
     data = domain.read(source)
     if isinstance(config.held_out, str):
-        held = data.domain.read(replace(source, split=config.held_out))
+        return data, data.domain.read(replace(source, split=config.held_out))
+    return data.split(config.held_out)
+
+
+def text_ready(
+    data: ImageData, held: ImageData, say: Callable[[str], None] = lambda text: None
+) -> tuple[ImageData, ImageData]:
+    """Both with the embeddings of their captions, where they have any. Raises MissingExtra without the extra "text"."""
+    if not data.captions:
         return data, held
-    train, held = data.split(config.held_out)
-    return train, held
+    say("encoding the captions (once: they are kept in the cache)")
+    return data.encoded(), held.encoded() if held.captions and len(held) else held
 
 
-def set_up(recipe: Recipe) -> Experiment:
+def set_up(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Experiment:
     """Read the data and build every part of a recipe; the initial weights are keyed by `training.seed`.
 
     Raises DataError, RecipeError or SolverError in one line for what does not fit.
     """
-    data, held = read_data(recipe)
+    data, held = text_ready(*read_data(recipe), say)
     domain = data.domain
     if recipe.training.batch > 4 * len(data):
         raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
@@ -102,6 +115,8 @@ def set_up(recipe: Recipe) -> Experiment:
         )
     channels = process.state_shape(domain.shape)[0]
     settings = {"in_channels": channels, "size": list(domain.shape[1:]), "classes": classes}
+    if data.texts is not None:
+        settings["text_dim"] = data.texts.encoder["dim"]
     outputs = domain.shape[0] * (2 if recipe.denoiser.learned_variance else 1)
     if outputs != channels:
         settings["out_channels"] = outputs
@@ -142,11 +157,10 @@ def set_up(recipe: Recipe) -> Experiment:
         # what cannot serve fails now, not after the training
         check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
+        parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling)
         if not classifies:
-            Model(denoiser, domain, sampling, {"guidable": recipe.objective.drop > 0}).guided(
-                sampling.guidance
-            )
-    return Experiment(recipe, domain, data, held, denoiser, objective, sampling)
+            parts.model().guided(sampling.guidance)
+    return parts
 
 
 @contextlib.contextmanager
@@ -185,7 +199,7 @@ def train(
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
     say(f"reading {recipe.data.source}")
-    parts = set_up(recipe)
+    parts = set_up(recipe, say)
     count = sum(p.numel() for p in parts.denoiser.parameters())
     say(f"{len(parts.data):,} pictures of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
     trainer = Trainer(
@@ -227,7 +241,7 @@ def averaged(parts: Experiment, result: TrainingResult) -> Model:
     """The model with the averaged weights of a training's end."""
     parts.denoiser.load_state_dict(result.weights)
     parts.denoiser.eval().requires_grad_(False)
-    return parts.model({"guidable": parts.recipe.objective.drop > 0})
+    return parts.model()
 
 
 def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: Path) -> None:
@@ -255,16 +269,29 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
         card=text,
         figures=figures,
         guidable=guidable,
+        text=model.info.get("text"),
     )
 
 
 def sample_sheet(model: Model, columns: int = 10) -> bytes:
-    """A PNG of samples: a row for each class (the first 20 of them), or five rows without classes."""
-    classes = model.classes[:20]
-    rows = len(classes) or 5
-    labels = None if not classes else {"label": spread_labels(rows, rows).repeat_interleave(columns)}
-    samples = model.sample(rows * columns, condition=labels, seed=0)
-    return png(model.domain.picture(samples, columns, list(classes) or None))
+    """A PNG of samples: a row for each class (the first 20 of them) or each example of a caption, else five rows."""
+    asked = list(model.classes[:20]) or model.conditions.examples
+    rows = len(asked) or 5
+    condition: dict[str, Any] | None = None
+    if model.classes:
+        condition = {"label": spread_labels(rows, rows).repeat_interleave(columns)}
+    elif asked:
+        condition = {"text": [text for text in asked for _ in range(columns)]}
+    samples = model.sample(rows * columns, condition=condition, seed=0)
+    return png(model.domain.picture(samples, columns, asked or None))
+
+
+def examples(data: ImageData, count: int = 8) -> list[str]:
+    """Captions to show a model by: of pictures spread over the data, each of another group where there are groups."""
+    rows = [data.rows[i] for i in range(len(data))] if data.rows is not None else range(len(data))
+    first = {data.groups[row] if data.groups else row: data.captions[row][0] for row in reversed(rows)}
+    texts = sorted(set(first.values()), key=lambda text: hashlib.sha256(text.encode()).digest())
+    return texts[:count]
 
 
 def png(picture: Any) -> bytes:

@@ -1,0 +1,91 @@
+"""Emoji as captioned pictures: drawings of one package, names and tags (Unicode's CLDR) of another.
+
+A drawing's file is named by its code points, `1f44b-1f3fd.png`, and so are the captions. The variation selector fe0f,
+which some names leave out, is dropped on both sides.
+
+Many emoji are one drawing in several skin tones, genders or combinations. Held out at random, nearly every picture
+would have its twin in the training set and held-out scores would mean nothing. So whole *bases* are held out: the base
+is the first code point, with "man" and "woman" read as "person" (of which the professions, families and couples are
+made), and for flags the pair of letters. A base is held out if SHA-256 of its name, as a number, divides by ten:
+nothing is drawn, and the split stays the same whatever else is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sfumato.domains.source import Found
+from sfumato.domains.tarballs import read_members
+from sfumato.errors import DataError
+
+CAPTIONS = "emojibase-data-17.0.0.tgz"
+_TABLE = "package/en/data.json"
+_PERSON = 0x1F9D1
+_PERSONS = (0x1F468, 0x1F469)
+
+
+def code_points(name: str) -> tuple[int, ...]:
+    """The code points that a name spells, "1F44B-FE0F" or "1f44b", without the variation selector fe0f."""
+    points = tuple(int(part, 16) for part in name.replace("_", "-").split("-"))
+    return tuple(point for point in points if point != 0xFE0F)
+
+
+def base(points: tuple[int, ...]) -> str:
+    """What an emoji is a variant of: see the file's head."""
+    first, *rest = points
+    if rest and all(0x1F1E6 <= point <= 0x1F1FF for point in (first, rest[0])):
+        return f"{first:x}-{rest[0]:x}"
+    return f"{_PERSON if first in _PERSONS else first:x}"
+
+
+def held_out(name: str) -> bool:
+    """Whether a base belongs to the split "test"; about one in ten does."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10 == 0
+
+
+def read_captions(path: Path) -> dict[tuple[int, ...], tuple[str, str]]:
+    """Code points -> (label, label and tags) out of the package of captions. Raises DataError for another table."""
+    try:
+        table: list[dict[str, Any]] = json.loads(read_members(path, _TABLE.__eq__)[_TABLE])
+        entries = [(entry, variant) for entry in table for variant in (entry, *entry.get("skins", ()))]
+        return {
+            code_points(variant["hexcode"]): (
+                variant["label"],
+                ", ".join([variant["label"], *variant.get("tags", entry.get("tags", ()))]),
+            )
+            for entry, variant in entries
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise DataError(f"{path} holds no table of captions ({problem})") from problem
+
+
+def open_emoji(folder: Path, split: str, *, pictures: str, inside: str) -> Found:
+    """The emoji of a split. pictures: the tarball of drawings in `folder`, which has them in its folder `inside`."""
+    captions = read_captions(folder / CAPTIONS)
+    files = read_members(folder / pictures, lambda name: str(PurePosixPath(name).parent) == inside)
+    chosen: dict[tuple[int, ...], bytes] = {}
+    for name, content in files.items():
+        points = code_points(PurePosixPath(name).stem)
+        if points in captions and held_out(base(points)) == (split == "test"):
+            chosen.setdefault(points, content)
+    points = sorted(chosen)
+    return Found(
+        count=len(points),
+        item=lambda i: chosen[points[i]],
+        title=lambda i: captions[points[i]][0],
+        where=f"{pictures}, {split}",
+        kind="emoji",
+        key=f"{pictures} {CAPTIONS} {split}",
+        captions=tuple(captions[p] for p in points),
+        groups=tuple(base(p) for p in points),
+    )
+
+
+open_google = partial(
+    open_emoji, pictures="emoji-datasource-google-16.0.0.tgz", inside="package/img/google/64"
+)
+open_fluent = partial(open_emoji, pictures="lobehub-fluent-emoji-3d-1.1.0.tgz", inside="package/assets")
