@@ -94,7 +94,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def run(cached, folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("captioned")
-    train(recipe_from(RECIPE | {"data": {"source": str(folder), "held_out": 0.25}}), out)
+    train(recipe_from(RECIPE | {"data": {"source": str(folder), "held_out": 0.84}}), out)
     return out
 
 
