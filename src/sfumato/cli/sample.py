@@ -19,6 +19,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     count: Annotated[int | None, Parameter(alias="-n")] = None,
     indices: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     label: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    adapter: list[str] | None = None,
     seed: int = 0,
     steps: int | None = None,
     solver: str | None = None,
@@ -46,6 +47,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         Which samples of the seed, instead of a count.
     label
         One class for all, or one for each sample; numbers or names. Default: each class in turn.
+    adapter
+        An adapter's folder, or FOLDER:weight, as often as there are adapters: what `sfumato finetune` taught the model.
     seed
         Another seed gives other samples.
     steps
@@ -86,6 +89,10 @@ def sample(  # noqa: PLR0913 (the options of a command)
     if strength is not None and from_ is None:
         raise BundleError("--strength says how far to go back from a picture: give the pictures with --from")
     model = bundles.load(bundle)
+    if adapter:
+        from ..adapter_files import parse_adapter
+
+        model = model.with_adapters([parse_adapter(text) for text in adapter])
     given = None if from_ is None else _pictures(model, from_, labelled=not label)
     number = len(indices) if indices else count if count is not None else 16 if given is None else len(given)
     if number < 1:
