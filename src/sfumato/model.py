@@ -109,7 +109,9 @@ class Model:
                 (adapter.words, words, "word"),
             ):
                 if there := [name for name in taught if name in known]:
-                    raise BundleError(f"the model has a {what} {there[0]!r} already: take one of the adapters")
+                    raise BundleError(
+                        f"the model has a {what} {there[0]!r} already: take one of the adapters"
+                    )
             classes += adapter.classes
             words |= adapter.words
         denoiser = copy.deepcopy(self.denoiser)

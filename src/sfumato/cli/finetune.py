@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 
-def finetune(  # noqa: PLR0913 (the options of a command)
+def finetune(
     bundle: str = "",
     /,
     *overrides: str,
@@ -59,7 +59,9 @@ def finetune(  # noqa: PLR0913 (the options of a command)
         if not (out / "recipe.toml").is_file():
             raise RunError(f"there is no run to resume in {out}: it has no recipe.toml")
         if data or label or rank or images or full or prior is not None:
-            raise RecipeError("with --resume and no model the run goes on as it was begun: leave the options out")
+            raise RecipeError(
+                "with --resume and no model the run goes on as it was begun: leave the options out"
+            )
         changes = [text for text in (bundle, *overrides) if text]
         recipe = read_recipe(str(out / "recipe.toml"), changes)
     elif not bundle or not data:
@@ -80,9 +82,7 @@ def finetune(  # noqa: PLR0913 (the options of a command)
     from .show import Bar, Training, console, duration, say
 
     with Bar("fine-tuning", " images") as bar:
-        model, result = run(
-            recipe, out, merged=merge, resume=resume, callbacks=[Training(bar)], say=say
-        )
+        _, result = run(recipe, out, merged=merge, resume=resume, callbacks=[Training(bar)], say=say)
     if isinstance(result, Interrupted):
         console.print(
             f"Interrupted at {result.images:,} images; saved. Go on with: sfumato finetune --resume --out {out}"

@@ -52,9 +52,7 @@ class Adapter:
         for what, named, dimensions in (("class", self.classes, 1), ("word", self.words, 2)):
             for name, value in named.items():
                 if value.ndim != dimensions:
-                    raise BundleError(
-                        f"the {what} {name!r} has {value.ndim} dimensions, not {dimensions}"
-                    )
+                    raise BundleError(f"the {what} {name!r} has {value.ndim} dimensions, not {dimensions}")
         for name, value in self.tensors().items():
             if not value.isfinite().all():
                 raise BundleError(f"the adapter's {name} is not finite")

@@ -62,9 +62,7 @@ class LowRankConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(batch, in, h, w) -> (batch, out, h', w')."""
         few = self._conv_forward(input, self.low_rank_down, None)
-        return super().forward(input) + self.low_rank_scale * F.conv2d(
-            few, self.low_rank_up[..., None, None]
-        )
+        return super().forward(input) + self.low_rank_scale * F.conv2d(few, self.low_rank_up[..., None, None])
 
 
 class GrownTable(nn.Embedding):
@@ -114,7 +112,9 @@ def chosen(network: nn.Module, rank: int, layers: Iterable[str] = ()) -> list[st
     if patterns and small:
         raise RecipeError(f"rank {rank} is larger than the layer {small[0]}, which has rank {room[small[0]]}")
     if len(small) == len(found):
-        raise RecipeError(f"rank {rank} is larger than every layer: the largest has rank {max(room.values())}")
+        raise RecipeError(
+            f"rank {rank} is larger than every layer: the largest has rank {max(room.values())}"
+        )
     return [name for name in found if room[name] >= rank]
 
 

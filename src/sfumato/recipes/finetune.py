@@ -10,7 +10,7 @@ that is asked by label, pictures of a class that it has go on teaching that clas
 
 *Forgetting.* Nothing in the loss of the new pictures says that the old ones should stay as they are. Prior preservation
 (DreamBooth, Ruiz et al. 2022, arXiv:2208.12242, eq. 2) adds the old loss, on samples that the model drew before, or on
-its own training data. Here a share p of all that is shown is old, which is eq. 2 with its lambda = p / (1 - p). What was
+its own training data. Here a share p of all that is shown is old, which is eq. 2 with lambda = p / (1 - p). What was
 forgotten is measured, whatever p: the loss on fresh samples of the old model, of the new model less of the old one, in
 pairs with the same noise.
 """
@@ -43,7 +43,15 @@ from . import card
 from .recipe import Recipe, overridden, parse_overrides, recipe_from, to_toml
 from .run import read_data, sample_sheet
 
-FIXED = ("process", "network", "denoiser", "data.size", "data.channels", "finetune.bundle", "finetune.weights")
+FIXED = (
+    "process",
+    "network",
+    "denoiser",
+    "data.size",
+    "data.channels",
+    "finetune.bundle",
+    "finetune.weights",
+)
 _PRIOR = 0x9810  # a stream of the keyed words
 MEASURED = 64  # samples of the old model that forgetting is measured on
 
@@ -188,12 +196,12 @@ def pictures(recipe: Recipe, model: Model) -> tuple[ImageData, ImageData, tuple[
     """
     assert recipe.finetune is not None
     asked, config, known = recipe.finetune.label, recipe.data, list(model.classes)
-    domain = replace(
-        model.domain, classes=(), flip=config.flip, crop=config.crop, resample=config.resample
-    )
+    domain = replace(model.domain, classes=(), flip=config.flip, crop=config.crop, resample=config.resample)
     data, held = read_data(recipe, domain)
     if len(data) < 2:
-        raise DataError(f"at least 2 pictures are needed to fine-tune on, and {config.source} gives {len(data)}")
+        raise DataError(
+            f"at least 2 pictures are needed to fine-tune on, and {config.source} gives {len(data)}"
+        )
     if not known:
         if asked is not None:
             raise DataError(f"this model knows no labels, so it cannot learn {asked!r} as one: leave it out")
@@ -237,7 +245,9 @@ def prior_data(parts: Finetuning, out: Path, say: Callable[[str], None]) -> Imag
             say(f"drawing {asked.prior_count} samples of the model as it is")
             x, labels = drawn(model, asked.prior_count, mixed(parts.recipe.training.seed, 7))
             model.domain.write(x, folder, labels)
-        found = replace(model.domain, crop="none").read(Source(path=folder, labels="auto" if model.classes else "none"))
+        found = replace(model.domain, crop="none").read(
+            Source(path=folder, labels="auto" if model.classes else "none")
+        )
     return replace(found, domain=replace(domain, crop=found.domain.crop))
 
 
@@ -256,7 +266,9 @@ def forgetting(before: Model, after: Model, objective: Objective, seed: int = 0)
     difference.
     """
     x, labels = drawn(before, MEASURED, mixed(seed, 8))
-    batch: dict[str, Any] = {"x": x} if labels is None else {"x": x, "condition": {"label": labels.to(x.device)}}
+    batch: dict[str, Any] = (
+        {"x": x} if labels is None else {"x": x, "condition": {"label": labels.to(x.device)}}
+    )
     noise = Stratified(mixed(seed, 9), 0, len(x))
     old, new = (objective(model.denoiser, batch, noise)[0].double() for model in (before, after))
     mean, error = float((new - old).mean()), float((new - old).std()) / len(x) ** 0.5
@@ -347,7 +359,7 @@ def write(
         "average": f"power-{recipe.training.ema[0]:g}" if recipe.training.ema else "none",
         "forgetting": lost,
     }
-    figures = {"samples.png": sample_sheet(taught)}
+    figures = {"samples.png": sample_sheet(taught, 5)}
     if adapter is not None:
         about = {"recipe": plain, "data": data, "training": training}
         adapter = replace(adapter, about=about)

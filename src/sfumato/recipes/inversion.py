@@ -92,9 +92,13 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
         checkpoint_every=1_600, log_every=160,
     )  # fmt: skip
     denoiser = copy.deepcopy(model.denoiser).train()
-    denoiser.network = Speller(denoiser.network, _start(text, mask, tokens, config.seed) if start is None else start)
+    denoiser.network = Speller(
+        denoiser.network, _start(text, mask, tokens, config.seed) if start is None else start
+    )
     recipe = model.info.get("recipe") or {}
-    objective = build_objective(**{"kind": "denoising", **recipe.get("objective", {}), "drop": 0.0}, classes=0)
+    objective = build_objective(
+        **{"kind": "denoising", **recipe.get("objective", {}), "drop": 0.0}, classes=0
+    )
     say(f"{len(data):,} pictures; a word of {len(denoiser.network.word)} times {width} numbers")
     trainer = Trainer(denoiser, objective, Prompted(data, text, mask), config, out, callbacks=callbacks)
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
