@@ -54,6 +54,8 @@ def finetune(
     """
     from ..errors import RecipeError, RunError
     from ..recipes import read_recipe
+    from ..recipes.finetune import allowed, finetune_recipe
+    from ..recipes.finetune import finetune as run
 
     if resume and (not bundle or "=" in bundle):
         if not (out / "recipe.toml").is_file():
@@ -63,12 +65,10 @@ def finetune(
                 "with --resume and no model the run goes on as it was begun: leave the options out"
             )
         changes = [text for text in (bundle, *overrides) if text]
-        recipe = read_recipe(str(out / "recipe.toml"), changes)
+        recipe = read_recipe(str(out / "recipe.toml"), allowed(changes))
     elif not bundle or not data:
         raise RecipeError("which model, and which pictures? sfumato finetune MODEL --data FOLDER --out RUN")
     else:
-        from ..recipes.finetune import finetune_recipe
-
         given = {"label": label, "rank": rank, "full": full or None, "prior": prior}
         more = () if images is None else (f"training.images={images}",)
         recipe = finetune_recipe(
@@ -77,7 +77,6 @@ def finetune(
             overrides=(*more, *overrides),
             **{name: value for name, value in given.items() if value is not None},
         )
-    from ..recipes.finetune import finetune as run
     from ..training import Interrupted
     from .show import Bar, Training, console, duration, say
 

@@ -85,6 +85,15 @@ class Mixed:
         return batch
 
 
+def allowed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides by name. Raises RecipeError for one that the model decides."""
+    changes = parse_overrides(overrides)
+    for name in changes:
+        if name in FIXED or name.split(".")[0] in FIXED:
+            raise RecipeError(f"{name} follows from the model that is fine-tuned and cannot be set")
+    return changes
+
+
 def finetune_recipe(
     source: str | Path,
     data: str | Path,
@@ -125,11 +134,9 @@ def finetune_recipe(
         "sampling": model.sampling.to_json(),
         "finetune": {"bundle": str(source), "weights": model.fingerprint, **finetune},
     }
-    changes = parse_overrides(overrides)
-    for name in changes:
-        if name in FIXED or name.split(".")[0] in FIXED:
-            raise RecipeError(f"{name} follows from the model that is fine-tuned and cannot be set")
-    training["warmup"] = min(320, int(changes.get("training.images", 4_800)) // 10)
+    changes = allowed(overrides)
+    if isinstance(images := changes.get("training.images"), int):
+        training["warmup"] = min(320, max(images, 0) // 10)
     return recipe_from(overridden(values, changes), "the fine-tuning")
 
 
