@@ -84,9 +84,10 @@ def rooms(network: nn.Module) -> dict[str, int]:
     Linear and Conv2d layers themselves, not classes derived from them, whose weight may be used in other ways; and no
     convolutions in groups.
     """
+    layers: Any = network.named_modules()
     return {
         name: min(layer.weight.shape[0], layer.weight[0].numel())
-        for name, layer in network.named_modules()
+        for name, layer in layers
         if type(layer) in _BESIDE and getattr(layer, "groups", 1) == 1
     }
 
@@ -217,10 +218,10 @@ def grow(network: nn.Module, rows: Tensor) -> None:
 
 def settle(network: nn.Module) -> None:
     """Make the new rows of a grown table ordinary ones, in place."""
-    table = _table(network)
+    table: Any = _table(network)
     if isinstance(table, GrownTable):
         whole = torch.cat([table.weight[:-1], table.new_rows, table.weight[-1:]]).detach()
-        table.__class__ = nn.Embedding
+        table.__class__ = nn.Embedding  # type: ignore[assignment]
         del table.new_rows
         table.weight, table.num_embeddings = nn.Parameter(whole), len(whole)
 
