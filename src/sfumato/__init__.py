@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapter_files import load_adapter, save_adapter
     from .bundle import load, save
     from .denoisers import ClassifierFree, Denoiser, GaussianMixture
     from .domains.images import Images
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from .model import Model, Sampling
     from .noise import Noise
     from .objectives import Bound, Denoising, Hybrid
+    from .personal import Adapter
     from .processes import Gaussian, Prediction, build_schedule, check_process
     from .recipes import Recipe, read_recipe
+    from .recipes.finetune import finetune, finetune_recipe
+    from .recipes.inversion import learn_word
     from .recipes.run import train
     from .solvers import build_grid, build_solver, integrate, sample
     from .training import Trainer, TrainingConfig
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Adapter": "personal",
     "Bound": "objectives",
     "ClassifierFree": "denoisers",
     "Denoiser": "denoisers",
@@ -49,15 +54,21 @@ _WHERE = {
     "build_schedule": "processes",
     "build_solver": "solvers",
     "check_process": "processes",
+    "finetune": "recipes.finetune",
+    "finetune_recipe": "recipes.finetune",
     "integrate": "solvers",
+    "learn_word": "recipes.inversion",
     "load": "bundle",
+    "load_adapter": "adapter_files",
     "read_recipe": "recipes",
     "sample": "solvers",
     "save": "bundle",
+    "save_adapter": "adapter_files",
     "train": "recipes.run",
 }
 
 __all__ = [
+    "Adapter",
     "Bound",
     "ClassifierFree",
     "Denoiser",
@@ -78,11 +89,16 @@ __all__ = [
     "build_schedule",
     "build_solver",
     "check_process",
+    "finetune",
+    "finetune_recipe",
     "integrate",
+    "learn_word",
     "load",
+    "load_adapter",
     "read_recipe",
     "sample",
     "save",
+    "save_adapter",
     "train",
 ]
 

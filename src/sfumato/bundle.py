@@ -96,7 +96,9 @@ def save(
                 },
                 "domain": model.domain.to_json(),
                 "sampling": model.sampling.to_json(),
-                "guidable": guidable,
+                "guidable": guidable and bool(model.info.get("guidable", True)),
+                "adapters": model.info.get("adapters", []),
+                "words": {name: word.tolist() for name, word in model.words.items()},
                 "recipe": dict(recipe or {}),
                 "data": dict(data or {}),
                 "training": dict(training or {}),
@@ -189,6 +191,7 @@ def load(folder: str | Path) -> Model:
             Sampling.from_json(record["sampling"]),
             record,
             _solvers(folder),
+            {name: torch.tensor(word) for name, word in record.get("words", {}).items()},
         )
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, SfumatoError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -7,6 +7,7 @@ picture as sample 7 drawn alone, whatever the batch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance,
 from .domains.images import Images
 from .errors import BundleError, SolverError
 from .noise import Noise
+from .personal import Adapter, check_made_for, merge
 from .processes import Prediction
 from .sampling import Sampling
 from .solvers import (
@@ -49,6 +51,7 @@ class Model:
 
     info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
     tuned: solvers fitted to it, which `sample` uses for their steps unless it is given a solver or grid.
+    words: what its adapters taught it to be asked for in prompts, (tokens, text_dim) by name; see `personal.spoken`.
     """
 
     denoiser: Denoiser
@@ -56,6 +59,7 @@ class Model:
     sampling: Sampling
     info: dict[str, Any] = field(default_factory=dict)
     tuned: tuple[Tuned, ...] = ()
+    words: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,6 +105,37 @@ class Model:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def with_adapters(self, adapters: Sequence[Adapter | tuple[Adapter, float]]) -> Model:
+        """A new model with adapters added to its weights, each times its weight (default 1); this one is untouched.
+
+        W + sum_i w_i (alpha_i / r_i) B_i A_i, and the adapters' new classes and words. It has another fingerprint, so
+        solvers tuned to this model are not its own. Raises BundleError for an adapter of another model, two that teach
+        one class or word, and a name that the model has already.
+        """
+        pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in adapters]
+        own, words, classes = self.fingerprint, dict(self.words), list(self.domain.classes)
+        for adapter, _ in pairs:
+            check_made_for(own, self.denoiser.network, adapter)
+            for taught, known, what in (
+                (adapter.classes, classes, "class"),
+                (adapter.words, words, "word"),
+            ):
+                if there := [name for name in taught if name in known]:
+                    raise BundleError(
+                        f"the model has a {what} {there[0]!r} already: take one of the adapters"
+                    )
+            classes += adapter.classes
+            words |= adapter.words
+        denoiser = copy.deepcopy(self.denoiser)
+        merge(denoiser.network, pairs)
+        info = {key: self.info[key] for key in ("guidable", "recipe", "data", "training") if key in self.info}
+        info["adapters"] = [
+            {"made for": adapter.base, "sha256": adapter.about.get("sha256"), "weight": weight}
+            for adapter, weight in pairs
+        ]
+        domain = replace(self.domain, classes=tuple(classes))
+        return Model(denoiser.eval().requires_grad_(False), domain, self.sampling, info, words=words)
 
     def plan(
         self,

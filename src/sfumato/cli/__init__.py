@@ -24,6 +24,7 @@ app = App(
     result_action="return_value",
 )
 app.command("sfumato.cli.train:train", help="Train a recipe into a model.")
+app.command("sfumato.cli.finetune:finetune", help="Teach a model a few pictures.")
 app.command("sfumato.cli.sample:sample", help="Draw samples from a model.")
 app.command("sfumato.cli.tune:tune", help="Fit a solver of few steps to a model.")
 app.command("sfumato.cli.evaluate:evaluate", help="Measure a model; every figure gets a receipt.")

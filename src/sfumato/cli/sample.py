@@ -25,6 +25,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     indices: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     label: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    adapter: list[str] | None = None,
     seed: int = 0,
     steps: int | None = None,
     solver: str | None = None,
@@ -60,6 +61,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     prompt
         What to draw, in words, of a model that takes text; several take turns. Default: captions that the model was
         trained with, in turn.
+    adapter
+        An adapter's folder, or FOLDER:weight, as often as there are adapters: what `sfumato finetune` taught the model.
     seed
         Another seed gives other samples.
     steps
@@ -116,7 +119,12 @@ def sample(  # noqa: PLR0913 (the options of a command)
     if strength is not None and from_ is None:
         raise BundleError("--strength says how far to go back from a picture: give the pictures with --from")
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect)
-    model = steer(bundles.load(bundle), direction or ())
+    model = bundles.load(bundle)
+    if adapter:
+        from ..adapter_files import parse_adapter
+
+        model = model.with_adapters([parse_adapter(text) for text in adapter])
+    model = steer(model, direction or ())
     given = None if from_ is None else _pictures(model, from_, labelled=not label)
     number = len(indices) if indices else count if count is not None else 16 if given is None else len(given)
     if number < 1:

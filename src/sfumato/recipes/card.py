@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..evaluation.measure import Measure
     from ..model import Model
+    from ..personal import Adapter
 
 MEASURES = "<!-- measures -->"
 
@@ -86,6 +87,65 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 
 The model imitates its training data and whatever is one-sided in them. It was measured on the figures above and on
 nothing else. Whoever publishes it should add what it is for and what it must not be used for.
+"""
+
+
+def adapter_card(adapter: Adapter, model: Model, about: Mapping[str, Any]) -> str:
+    """The card of an adapter in Markdown; about: its recipe, data and training. model: with the adapter."""
+    recipe, card, training = about["recipe"], about["data"]["train"], about["training"]
+    new = ", ".join(adapter.classes) or "none"
+    label = next(iter(adapter.classes), model.classes[0] if model.classes else "")
+    asked = f"condition={{'label': {label!r}}}, " if label else ""
+    return f"""# {recipe["name"]}
+
+{recipe["about"]}: an adapter, to be used with the model that it was made for.
+
+![samples](figures/samples.png)
+
+## Use
+
+```python
+import sfumato
+
+model = sfumato.load("model").with_adapters([sfumato.load_adapter("adapter")])
+samples = model.sample(16, {asked}seed=0)
+```
+
+## Adapter
+
+| | |
+|---|---|
+| made for weights with the SHA-256 | `{adapter.base}` |
+| rank, alpha | {adapter.rank}, {adapter.alpha:g} |
+| layers | {len(adapter.updates)} |
+| numbers | {adapter.parameters:,} |
+| new classes | {new} |
+| trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
+{forgotten(training["forgetting"])}
+## Data card
+
+| | |
+|---|---|
+| source | {card["name"]} |
+| pictures | {card["count"]:,} to train on, {about["data"]["held_out"]["count"]:,} held out |
+| origin | {card["origin"]} |
+| licence | {card["licence"]} |
+| SHA-256 | `{card["sha256"]}` |
+
+## Limits
+
+It was taught by {card["count"]} pictures and will draw what is like them, copies among it. What is known of those
+pictures' subjects, and whether they agreed, is for whoever publishes this to say.
+"""
+
+
+def forgotten(lost: Mapping[str, float]) -> str:
+    """What fine-tuning forgot, as a section of a card; see `finetune.forgetting`."""
+    return f"""
+## Forgotten
+
+The loss on {lost["samples"]} fresh samples of the model before: {lost["before"]:.4g} then, {lost["after"]:.4g} now;
+in pairs {lost["difference"]:+.3g} (95 %: {lost["low"]:+.3g} … {lost["high"]:+.3g}). 0 would be nothing.
 """
 
 

@@ -136,6 +136,30 @@ class EvaluationConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 1
 
 
+class FinetuneConfig(_Section):
+    """[finetune]: which model goes on learning, and what of it. Only `sfumato finetune` writes and reads it."""
+
+    bundle: str
+    """The model's folder."""
+    weights: str
+    """The fingerprint of the weights that it had."""
+    full: bool = False
+    """Train all weights instead of an adapter beside them."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The update is added times alpha / rank; None: times 1."""
+    layers: tuple[str, ...] = ()
+    """Patterns of layers' names, as "middle.*"; none: all that have room for the rank."""
+    label: str | None = None
+    """The class that the pictures are of, an old or a new one; None: as the data say."""
+    prior: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what is shown that is old: pictures of what the model knew before."""
+    prior_from: Literal["samples", "data"] = "samples"
+    """Whether old pictures are the model's own samples or its training data, where they are at hand."""
+    prior_count: Annotated[int, Field(ge=2)] = 200
+    """How many samples are drawn for it."""
+
+
 class Recipe(_Section):
     """A whole experiment. Raises pydantic.ValidationError; `read_recipe` turns it into a RecipeError of one line."""
 
@@ -149,6 +173,7 @@ class Recipe(_Section):
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig | None = None
 
 
 def packaged() -> list[str]:
@@ -179,10 +204,15 @@ def read_recipe(recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    return recipe_from(overridden(values, changes), str(recipe))
+
+
+def overridden(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values, changed in place by dotted names."""
     # kinds first: another kind forgets the settings of the old one, and must not forget those given with it
     for name in sorted(changes, key=lambda name: not name.endswith(".kind")):
         _put(values, name, changes[name])
-    return recipe_from(values, str(recipe))
+    return values
 
 
 def recipe_from(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -199,7 +229,7 @@ def to_toml(recipe: Recipe) -> str:
     for name, value in recipe.model_dump(mode="json").items():
         if isinstance(value, dict):
             lines += ["", f"[{name}]", *(f"{key} = {_toml(v)}" for key, v in value.items() if v is not None)]
-        else:
+        elif value is not None:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
@@ -259,9 +289,10 @@ def _fields(path: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if model is None:
             return []
-        model = annotation
     return list(model.model_fields)
 
 

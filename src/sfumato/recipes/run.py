@@ -196,6 +196,8 @@ def train(
     out = Path(out)
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, overrides)
+    if recipe.finetune is not None:
+        raise RecipeError(f"{recipe.name} fine-tunes a model that exists: use sfumato finetune")
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
     say(f"reading {recipe.data.source}")

@@ -1,0 +1,99 @@
+"""`sfumato finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def finetune(
+    bundle: str = "",
+    /,
+    *overrides: str,
+    data: str | None = None,
+    out: Annotated[Path, Parameter(alias="-o")],
+    label: str | None = None,
+    rank: int | None = None,
+    images: int | None = None,
+    full: bool = False,
+    prior: float | None = None,
+    merge: bool = False,
+    resume: bool = False,
+) -> int:
+    """Teach a model a few pictures; what it learned is left in OUT/adapter, or with --full in OUT/model.
+
+    Any value can be overridden by its name, as in train: training.learning_rate=1e-3 finetune.alpha=16
+    'finetune.layers=["middle.*"]' finetune.prior_from=data. Ctrl-C saves and leaves, and --resume --out OUT goes on.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder. With --resume it may be left out.
+    overrides
+        Section.name=value, as often as needed.
+    data
+        The pictures: a folder, or whatever else a recipe's data.source may be.
+    out
+        The run's folder.
+    label
+        What class they are of: a name that the model has, or a new one. Default: the data's own labels.
+    rank
+        Rank of the adapter (default 8).
+    images
+        How many pictures to show, with repetition (default 4,800).
+    full
+        Train all weights instead of an adapter.
+    prior
+        Share of old pictures (samples of the model as it was) among those shown, so that it remembers; default 0.
+    merge
+        Also write the whole model with what it learned, to OUT/model.
+    resume
+        Go on with the run in OUT.
+    """
+    from ..errors import RecipeError, RunError
+    from ..recipes import read_recipe
+    from ..recipes.finetune import allowed, finetune_recipe
+    from ..recipes.finetune import finetune as run
+
+    if resume and (not bundle or "=" in bundle):
+        if not (out / "recipe.toml").is_file():
+            raise RunError(f"there is no run to resume in {out}: it has no recipe.toml")
+        if data or label or rank or images or full or prior is not None:
+            raise RecipeError(
+                "with --resume and no model the run goes on as it was begun: leave the options out"
+            )
+        changes = [text for text in (bundle, *overrides) if text]
+        recipe = read_recipe(str(out / "recipe.toml"), allowed(changes))
+    elif not bundle or not data:
+        raise RecipeError("which model, and which pictures? sfumato finetune MODEL --data FOLDER --out RUN")
+    else:
+        given = {"label": label, "rank": rank, "full": full or None, "prior": prior}
+        more = () if images is None else (f"training.images={images}",)
+        recipe = finetune_recipe(
+            bundle,
+            data,
+            overrides=(*more, *overrides),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    from ..training import Interrupted
+    from .show import Bar, Training, console, duration, say
+
+    with Bar("fine-tuning", " images") as bar:
+        _, result = run(recipe, out, merged=merge, resume=resume, callbacks=[Training(bar)], say=say)
+    if isinstance(result, Interrupted):
+        console.print(
+            f"Interrupted at {result.images:,} images; saved. Go on with: sfumato finetune --resume --out {out}"
+        )
+        return 130
+    asked = recipe.finetune
+    assert asked is not None
+    console.print(f"Fine-tuned on {result.images:,} images in {duration(result.seconds)}.")
+    named = f" --label {asked.label!r}" if asked.label else ""
+    if asked.full:
+        where = str(out / "model")
+    else:
+        where = f"{asked.bundle} --adapter {out / 'adapter'}"
+    console.print(f"Draw with it: sfumato sample {where}{named} --out {out / 'samples'}", soft_wrap=True)
+    return 0
