@@ -102,9 +102,7 @@ class Posterior(nn.Module):
                 point = x_t.detach().requires_grad_()
                 inside = self.denoiser(point, level, condition)
                 joined = inside.x0
-            plain = Prediction(
-                inside.value.detach(), inside.kind, x_t, level, self.process, inside.variance
-            )
+            plain = Prediction(inside.value.detach(), inside.kind, x_t, level, self.process, inside.variance)
             mean, covary = joined.detach(), self._tweedie(joined, point, level)
         change, log_evidence = getattr(self, f"_{self.kind}")(mean, covary, level)
         guided = Prediction(mean + change, "x0", plain.x_t, level, self.process, plain.variance)
@@ -123,7 +121,8 @@ class Posterior(nn.Module):
         """v -> (sigma^2 / alpha) J^T v."""
         alpha = level.alpha
         blind = alpha == 0
-        factor = level.sigma * level.sigma / (torch.where(blind, 1.0, alpha) if isinstance(alpha, Tensor) else alpha or 1.0)
+        safe = torch.where(blind, 1.0, alpha) if isinstance(alpha, Tensor) else alpha or 1.0
+        factor = level.sigma * level.sigma / safe
 
         def product(v: Tensor) -> Tensor:
             if blind is True:
@@ -154,8 +153,8 @@ class Posterior(nn.Module):
     def _isotropic_evidence(self, residual: Tensor, pulled: Tensor, level: Level) -> Tensor:
         """-1/2 e^T (r^2 A A* + sigma_y^2)^-1 e; the determinant is the same for all samples at a level.
 
-        By the identity e^T S^-1 e = (e - A p)^T (e - A p) / sigma_y^2 + p^T p / r^2 with p = R_d e. Without noise only the
-        second part is left, what A reaches of e.
+        By the identity e^T S^-1 e = (e - A p)^T (e - A p) / sigma_y^2 + p^T p / r^2 with p = R_d e. Without noise only
+        the second part is left, what A reaches of e.
         """
         spread = self._spread(level)
         within = pulled.double().square().flatten(1).sum(1) / spread
@@ -195,7 +194,9 @@ class Posterior(nn.Module):
             unit[:, k] = 1
             columns.append(covary(linear.adjoint(unit.view_as(residual))).double().flatten(1))
         joint = torch.stack(columns, 2)  # C A*, (batch, data, measured)
-        rows = torch.stack([linear(column.view_as(mean).to(mean)).double().flatten(1) for column in columns], 2)
+        rows = torch.stack(
+            [linear(column.view_as(mean).to(mean)).double().flatten(1) for column in columns], 2
+        )
         # a network's J is not symmetric, and rounding may leave a direction without variance
         inner = (rows + rows.mT) / 2
         least = 1e-9 * inner.diagonal(dim1=1, dim2=2).abs().mean(1).clamp(min=1e-300)

@@ -208,7 +208,13 @@ def downsample(shape: Sequence[int], factor: int, kernel: str = "mean") -> Separ
     """
     choose(kernel, ("mean", "bicubic"), "kernel of a reduction", SolverError)
     height, width = shape[-2:]
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2 or height % factor or width % factor:
+    if (
+        isinstance(factor, bool)
+        or not isinstance(factor, int)
+        or factor < 2
+        or height % factor
+        or width % factor
+    ):
         raise SolverError(
             f"pictures of {width}x{height} can be reduced by a whole factor of both sides above 1, not by {factor!r}"
         )

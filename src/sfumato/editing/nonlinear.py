@@ -66,7 +66,9 @@ class Quantise(Operator):
 
     def __init__(self, shape: Sequence[int], levels: int = 8, low: float = -1.0, high: float = 1.0):
         if levels < 2 or not low < high:
-            raise SolverError(f"a quantisation needs 2 levels or more and low < high, not {levels}, {low}, {high}")
+            raise SolverError(
+                f"a quantisation needs 2 levels or more and low < high, not {levels}, {low}, {high}"
+            )
         self.shape, self.low, self.step = tuple(shape), low, (high - low) / (levels - 1)
         self.levels = levels
 
@@ -114,7 +116,9 @@ class Statistics(Operator):
     def __init__(self, shape: Sequence[int], scales: int = 3):
         least = min(shape[-2:])
         if not 1 <= scales <= math.floor(math.log2(least)):
-            raise SolverError(f"pictures of {least} pixels have 1 to {int(math.log2(least))} scales, not {scales}")
+            raise SolverError(
+                f"pictures of {least} pixels have 1 to {int(math.log2(least))} scales, not {scales}"
+            )
         self.shape, self.scales = tuple(shape), scales
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ ask two more things, its adjoint and its damped inverse
     A* y  with  <A x, y> = <x, A* y>,
     R_d y = A* (A A* + d)^-1 y = (A* A + d)^-1 A* y,            R_0 = A+, the pseudo-inverse (Moore & Penrose),
 
-which for a prior N(m, r^2 I) and noise sigma is all of Bayes' rule: E[x | y] = m + R_d (y - A m) with d = sigma^2 / r^2.
+which for a prior N(m, r^2 I) and noise sigma is all of Bayes' rule: E[x | y] = m + R_d (y - A m), d = sigma^2 / r^2.
 Where the singular values are known R_d is exact; an operator that is known by A and A* alone gets it from conjugate
 gradients on (A* A + d) x = A* y (Hestenes & Stiefel 1952), each sample with steps of its own.
 
@@ -193,9 +193,9 @@ def measure(operator: Operator, x: Tensor, sigma: float = 0.0, noise: Noise | No
 def check_operator(operator: Operator, tolerance: float = 1e-8) -> None:
     """Raise LawBroken unless an operator obeys the laws of its kind, on random data in float64.
 
-    All: a sample alone is measured as in a batch. Linear: A(a x + b z) = a A x + b A z; <A x, y> = <x, A* y>;
+    A sample alone is measured as in a batch. Linear: A(a x + b z) = a A x + b A z; <A x, y> = <x, A* y>;
     (A* A + d) R_d y = A* y for d > 0, also where d differs by sample; A A+ A = A and A+ A A+ = A+.
-    Not linear: the derivative is that of finite differences where these settle, and pull is the adjoint of push.
+    `pull` is the adjoint of `push`, whether linear or not.
     """
     noise = Noise(0, 3)
     like = torch.zeros(3, *operator.shape, dtype=torch.float64)
