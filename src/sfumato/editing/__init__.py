@@ -42,6 +42,7 @@ from .restore import (
     restore,
     sample_posterior,
 )
+from .restyle import restyle
 from .twisted import twisted
 from .windows import Windows
 
@@ -91,6 +92,7 @@ __all__ = [
     "measure",
     "radon",
     "restore",
+    "restyle",
     "sample_posterior",
     "slerp",
     "twisted",

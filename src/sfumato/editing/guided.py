@@ -39,7 +39,7 @@ from ..processes.gaussian import fit
 from .operator import Measurement, conjugate_gradients
 
 KINDS = ("moments", "pigdm", "ddnm", "dps")
-DENSE, ITERATIONS = 64, 8
+DENSE, ITERATIONS, DAMPED = 64, 5, 0.1
 
 
 class Look(NamedTuple):
@@ -180,9 +180,11 @@ class Posterior(nn.Module):
         linear, residual = self.measurement.linear, self.measurement.residual(mean)
         sigma2 = self.measurement.sigma**2
         if not self.direct:
+            # a network's J is only nearly that of a mean, and without noise nothing would damp what it gets wrong
+            damping = fit(sigma2 + DAMPED * self._spread(level), residual)
 
             def product(v: Tensor) -> Tensor:
-                return linear(covary(linear.adjoint(v))) + sigma2 * v
+                return linear(covary(linear.adjoint(v))) + damping * v
 
             solved = conjugate_gradients(product, residual, self.iterations)
             log_evidence = -0.5 * (residual * solved).double().flatten(1).sum(1)

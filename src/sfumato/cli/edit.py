@@ -1,0 +1,554 @@
+"""`sfumato edit`: pictures filled in, sharpened, coloured or changed by a model that was trained for none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..editing import Operator
+    from ..model import Model
+
+app = App(name="edit", help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate.")
+Pictures = Annotated[list[Path], Parameter(negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Drawn:
+    """What every edit takes."""
+
+    out: Annotated[Path, Parameter(alias="-o")] = Path("edited")
+    "Where to write the pictures; OUT-sheet.png shows them beside what was given."
+    label: str | None = None
+    "The class to draw, by name or number; default: none, if the model may go without."
+    seed: int = 0
+    "Another seed gives other pictures."
+    steps: int | None = None
+    "Steps of the solver; default: the model's own."
+    guidance: float | None = None
+    "Classifier-free weight, where there is a label."
+
+    @property
+    def condition(self) -> dict[str, Any] | None:
+        """The label as a condition."""
+        return None if self.label is None else {"label": self.label}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Restored(Drawn):
+    """What an edit takes that restores a measured picture."""
+
+    count: int = 1
+    "How many answers for each picture."
+    method: str = "ddnm"
+    "ddnm, pigdm, dps, moments, replacement, repaint:repeats=5 or particles:particles=16."
+
+
+@app.command
+def inpaint(
+    bundle: Path, pictures: Pictures, /, *, mask: Path, sigma: float = 0.0, options: Restored | None = None
+) -> int:
+    """Fill in what a mask covers.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    mask
+        A picture of the model's size: white is filled in, black is kept.
+    sigma
+        Standard deviation of the noise in the kept part, in [-1, 1]; at 0 it is kept exactly.
+    """
+
+    def operator(model: Model) -> Operator:
+        from ..editing import Mask
+
+        return Mask(~_mask(mask, model), model.domain.shape)
+
+    return _restore(bundle, pictures, operator, sigma, options)
+
+
+@app.command
+def outpaint(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    options: Restored | None = None,
+) -> int:
+    """Go on beyond a picture's borders, by so many pixels of the model's size on each side.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    left
+        Pixels to add at the left.
+    right
+        Pixels to add at the right.
+    top
+        Pixels to add above.
+    bottom
+        Pixels to add below.
+    """
+
+    def operator(model: Model) -> Operator:
+        import torch
+
+        from ..editing import Mask
+        from ..errors import BundleError
+
+        if min(left, right, top, bottom) < 0 or left + right + top + bottom == 0:
+            raise BundleError("say by how many pixels to go on: --left, --right, --top, --bottom, 0 or more")
+        channels, height, width = model.domain.shape
+        known = torch.zeros(1, height + top + bottom, width + left + right, dtype=torch.bool)
+        known[:, top : top + height, left : left + width] = True
+        return Mask(known, (channels, *known.shape[1:]))
+
+    return _restore(bundle, pictures, operator, 0.0, options)
+
+
+@app.command(name="super-resolve")
+def super_resolve(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    factor: int = 4,
+    kernel: str = "mean",
+    sigma: float = 0.0,
+    options: Restored | None = None,
+) -> int:
+    """Enlarge pictures that are `factor` times smaller than the model's.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them, of the model's size divided by the factor.
+    factor
+        A whole number that divides the model's sides.
+    kernel
+        How the small pictures came about: mean (of blocks) or bicubic.
+    sigma
+        Standard deviation of the noise in them, in [-1, 1].
+    """
+
+    def operator(model: Model) -> Operator:
+        from ..editing import downsample
+
+        return downsample(model.domain.shape, factor, kernel)
+
+    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+
+
+@app.command
+def colourise(bundle: Path, pictures: Pictures, /, *, options: Restored | None = None) -> int:
+    """Colour grey pictures, keeping their brightness.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder; its pictures have 3 channels.
+    pictures
+        Picture files, or folders of them.
+    """
+
+    def operator(model: Model) -> Operator:
+        from ..editing import grey
+
+        return grey(model.domain.shape)
+
+    return _restore(bundle, pictures, operator, 0.0, options, measured=True)
+
+
+@app.command
+def deblur(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    width: float = 1.5,
+    sigma: float = 0.02,
+    options: Restored | None = None,
+) -> int:
+    """Sharpen blurred pictures.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    width
+        Standard deviation of the Gaussian blur, in pixels of the model's size.
+    sigma
+        Standard deviation of the noise in them, in [-1, 1]; eight bits alone are 0.002.
+    """
+
+    def operator(model: Model) -> Operator:
+        from ..editing import blur
+
+        return blur(model.domain.shape, width)
+
+    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+
+
+@app.command
+def denoise(
+    bundle: Path, pictures: Pictures, /, *, sigma: float = 0.2, options: Restored | None = None
+) -> int:
+    """Take noise away.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    sigma
+        Standard deviation of the noise, in [-1, 1].
+    """
+
+    def operator(model: Model) -> Operator:
+        from ..editing import Identity
+
+        return Identity(model.domain.shape)
+
+    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+
+
+@app.command
+def restyle(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    strength: float = 0.5,
+    style: Path | None = None,
+    options: Drawn | None = None,
+) -> int:
+    """Draw pictures again, from their coarse shapes.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    strength
+        How far back towards noise to go first, a time from 0 (keep the picture) to 1 (forget it).
+    style
+        A picture whose look to take on: the statistics of its detail.
+    """
+    return _redraw(bundle, pictures, strength, 1, style, options)
+
+
+@app.command
+def variations(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    strength: float = 0.6,
+    count: int = 4,
+    options: Drawn | None = None,
+) -> int:
+    """Draw several pictures like each one given.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    strength
+        How different, a time from 0 to 1.
+    count
+        How many of each.
+    """
+    return _redraw(bundle, pictures, strength, count, None, options)
+
+
+@app.command
+def interpolate(
+    bundle: Path, first: Path, second: Path, /, *, frames: int = 8, options: Drawn | None = None
+) -> int:
+    """Draw the way from one picture to another, through the noise that the model makes into each.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    first
+        Where it starts.
+    second
+        Where it ends.
+    frames
+        How many pictures, the two ends included.
+    """
+    import torch
+
+    from .. import bundle as bundles
+    from ..editing import interpolate as between
+    from .show import console, write_picture
+
+    own = options or Drawn()
+    model = bundles.load(bundle)
+    ends = [_read(path, model.domain.shape) for path in (first, second)]
+    found = between(model, *ends, frames=frames, condition=own.condition, steps=own.steps or 20)
+    _write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out)
+    sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
+    write_picture(sheet, _beside(own.out))
+    console.print(
+        f"{frames} pictures in {own.out}, between the two given in {own.out}-sheet.png", soft_wrap=True
+    )
+    return 0
+
+
+@app.command
+def change(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    old: str,
+    new: str,
+    strength: float = 0.7,
+    options: Drawn | None = None,
+) -> int:
+    """Change what a picture shows: inverted under its old label, drawn under the new one.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    old
+        The label that it has, by name or number.
+    new
+        The label that it is to have.
+    strength
+        How far back to go, a time from 0 to 1; less keeps more.
+    """
+    own = options or Drawn()
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import change as changed
+
+        done = changed(
+            model, x, {"label": old}, {"label": new}, steps=own.steps or 20, guidance=own.guidance or 1.0,
+            strength=strength,
+        )  # fmt: skip
+        return x, done
+
+    return _run(bundle, pictures, own.out, work)
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+def _restore(
+    bundle: Path,
+    pictures: list[Path],
+    operator: Callable[[Model], Operator],
+    sigma: float,
+    options: Restored | None,
+    measured: bool = False,
+) -> int:
+    """Restore pictures; measured: they are measurements already, not pictures to be measured."""
+    own = options or Restored()
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import LinearOperator, build_method, restore
+
+        made = operator(model)
+        if measured:
+            y = x
+        else:
+            channels = made.shape[0]
+            canvas = x.new_zeros(len(x), *made.shape)
+            if made.shape == model.domain.shape:
+                canvas = x
+            else:  # the picture lies where the mask knows it
+                canvas[:, made.mask] = x.reshape(len(x), -1)  # type: ignore[attr-defined]
+            y = made(canvas.reshape(len(x), channels, *made.shape[1:]))
+        done = restore(
+            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=build_method(own.method),
+            condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+        before = made.inverse(y) if isinstance(made, LinearOperator) else x
+        return before, done
+
+    def shape(model: Model) -> tuple[int, ...]:
+        return operator(model).measured if measured else model.domain.shape
+
+    return _run(bundle, pictures, own.out, work, own.count, shape)
+
+
+def _redraw(
+    bundle: Path,
+    pictures: list[Path],
+    strength: float,
+    count: int,
+    style: Path | None,
+    options: Drawn | None,
+) -> int:
+    own = options or Drawn()
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import restyle as drawn
+
+        given = x.repeat_interleave(count, 0)
+        look = None if style is None else _read(style, model.domain.shape)
+        return x, drawn(
+            model, given, strength=strength, style=look, condition=own.condition, seed=own.seed,
+            steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+
+    return _run(bundle, pictures, own.out, work, count)
+
+
+def _run(
+    bundle: Path,
+    pictures: list[Path],
+    out: Path,
+    work: Callable[[Model, Tensor], tuple[Tensor, Tensor]],
+    count: int = 1,
+    shape: Callable[[Model], tuple[int, ...]] | None = None,
+) -> int:
+    """Read, work, write and show; a picture that cannot be read is told at the end, when the others are finished."""
+    import torch
+
+    from .. import bundle as bundles
+    from ..errors import BundleError, DataError
+    from ..solvers import Unfinished
+    from .show import console, write_picture
+
+    if count < 1:
+        raise BundleError(f"at least one picture must be drawn of each, not {count}")
+    model = bundles.load(bundle)
+    size = model.domain.shape if shape is None else shape(model)
+    read, names, wrong = [], [], []
+    for path in _files(pictures):
+        try:
+            read.append(_read(path, size))
+            names += [path.stem if count == 1 else f"{path.stem}-{k}" for k in range(count)]
+        except DataError as error:
+            wrong.append(str(error))
+    if not read:
+        raise DataError(wrong[0] if wrong else "there are no pictures")
+    try:
+        before, after = work(model, torch.stack(read))
+    except Unfinished as error:
+        _write(model, error.samples, names, out)
+        raise BundleError(f"{error}; they are in {out}") from error
+    _write(model, after, names, out)
+    columns = [before, *(after[k::count] for k in range(count))]
+    captions = ["given", *(["drawn"] * count)]
+    write_picture(model.domain.strip(columns, captions), _beside(out))
+    console.print(f"{len(after)} pictures in {out}, beside what was given in {out}-sheet.png", soft_wrap=True)
+    if wrong:
+        raise DataError(
+            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; the {len(read)} others are finished, in {out}"
+        )
+    return 0
+
+
+def _files(pictures: list[Path]) -> list[Path]:
+    """The files, those of folders in order of their names."""
+    from ..errors import DataError
+
+    found: list[Path] = []
+    for path in pictures:
+        inside = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path} holds no pictures")
+        found += inside
+    return found
+
+
+def _open(path: Path) -> Any:
+    from ..domains.pictures import open_picture
+    from ..errors import DataError
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such picture")
+    try:
+        return open_picture(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A picture as (channels, height, width) in [-1, 1], cropped to its middle and resized where it is larger."""
+    import torch
+
+    from ..domains.pictures import Fit
+    from ..errors import DataError
+
+    channels, height, width = shape
+    picture = _open(path)
+    if picture.width < width or picture.height < height:
+        raise DataError(
+            f"{path}: is {picture.width}x{picture.height}; this takes pictures of {width}x{height}"
+        )
+    pixels = Fit((height, width), channels, "center").pixels(picture)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _mask(path: Path, model: Model) -> Tensor:
+    """What to fill in, (1, height, width), True where the mask picture is white."""
+    import numpy as np
+    import torch
+
+    from ..errors import DataError
+
+    height, width = model.domain.shape[1:]
+    picture = _open(path)
+    if (picture.width, picture.height) != (width, height):
+        raise DataError(
+            f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
+        )
+    white = torch.from_numpy(np.asarray(picture.convert("L")) > 127)[None]
+    if not bool(white.any()):
+        raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
+    if bool(white.all()):
+        raise DataError(
+            f"{path}: the mask is all white, so nothing is kept: use `sfumato sample` to draw freely"
+        )
+    return white
+
+
+def _write(model: Model, samples: Tensor, names: list[str], out: Path) -> None:
+    import io
+
+    from ..domains.pictures import as_picture
+    from ..files import write_atomically
+
+    out.mkdir(parents=True, exist_ok=True)
+    for pixels, name in zip(model.domain.to_uint8(samples), names, strict=False):
+        memory = io.BytesIO()
+        as_picture(pixels).save(memory, format="PNG")
+        write_atomically(out / f"{name}.png", memory.getvalue())
+
+
+def _beside(out: Path) -> Path:
+    whole = out.resolve()  # beside the folder and not in it, which can then be read as pictures
+    return whole.with_name(f"{whole.name}-sheet.png")
