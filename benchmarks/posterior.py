@@ -220,9 +220,7 @@ def main() -> None:
         floor = sums[FLOOR]
         print(f"\n{name}, sigma_y = {sigma} ({count} measurements): floor {floor:.4f}", flush=True)
         for who, value in sorted(sums.items(), key=lambda item: item[1]):
-            print(
-                f"  {who:26s} {value:.4f}  {value / floor:6.2f} x floor  {seconds[who]:6.1f} s", flush=True
-            )
+            print(f"  {who:26s} {value:.4f}  {value / floor:6.2f} x floor  {seconds[who]:6.1f} s", flush=True)
             rows.append(
                 {
                     "problem": name,

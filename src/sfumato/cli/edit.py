@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from .edit_files import beside, mask_of, read, run, write
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,7 +75,7 @@ def inpaint(
     def operator(model: Model) -> Operator:
         from ..editing import Mask
 
-        return Mask(~_mask(mask, model), model.domain.shape)
+        return Mask(~mask_of(mask, model), model.domain.shape)
 
     return _restore(bundle, pictures, operator, sigma, options)
 
@@ -312,11 +314,11 @@ def interpolate(
 
     own = options or Drawn()
     model = bundles.load(bundle)
-    ends = [_read(path, model.domain.shape) for path in (first, second)]
+    ends = [read(path, model.domain.shape) for path in (first, second)]
     found = between(model, *ends, frames=frames, condition=own.condition, steps=own.steps or 20)
-    _write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out)
+    write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out)
     sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
-    write_picture(sheet, _beside(own.out))
+    write_picture(sheet, beside(own.out))
     console.print(
         f"{frames} pictures in {own.out}, between the two given in {own.out}-sheet.png", soft_wrap=True
     )
@@ -360,7 +362,7 @@ def change(
         )  # fmt: skip
         return x, done
 
-    return _run(bundle, pictures, own.out, work)
+    return run(bundle, pictures, own.out, work)
 
 
 # -- what they share ---------------------------------------------------------------------------------------------------
@@ -399,7 +401,7 @@ def _restore(
     def shape(model: Model) -> tuple[int, ...]:
         return operator(model).measured if measured else model.domain.shape
 
-    return _run(bundle, pictures, own.out, work, own.count, shape)
+    return run(bundle, pictures, own.out, work, own.count, shape)
 
 
 def _redraw(
@@ -416,139 +418,10 @@ def _redraw(
         from ..editing import restyle as drawn
 
         given = x.repeat_interleave(count, 0)
-        look = None if style is None else _read(style, model.domain.shape)
+        look = None if style is None else read(style, model.domain.shape)
         return x, drawn(
             model, given, strength=strength, style=look, condition=own.condition, seed=own.seed,
             steps=own.steps, guidance=own.guidance,
         )  # fmt: skip
 
-    return _run(bundle, pictures, own.out, work, count)
-
-
-def _run(
-    bundle: Path,
-    pictures: list[Path],
-    out: Path,
-    work: Callable[[Model, Tensor], tuple[Tensor, Tensor]],
-    count: int = 1,
-    shape: Callable[[Model], tuple[int, ...]] | None = None,
-) -> int:
-    """Read, work, write and show; a picture that cannot be read is told at the end, when the others are finished."""
-    import torch
-
-    from .. import bundle as bundles
-    from ..errors import BundleError, DataError
-    from ..solvers import Unfinished
-    from .show import console, write_picture
-
-    if count < 1:
-        raise BundleError(f"at least one picture must be drawn of each, not {count}")
-    model = bundles.load(bundle)
-    size = model.domain.shape if shape is None else shape(model)
-    read, names, wrong = [], [], []
-    for path in _files(pictures):
-        try:
-            read.append(_read(path, size))
-            names += [path.stem if count == 1 else f"{path.stem}-{k}" for k in range(count)]
-        except DataError as error:
-            wrong.append(str(error))
-    if not read:
-        raise DataError(wrong[0] if wrong else "there are no pictures")
-    try:
-        before, after = work(model, torch.stack(read))
-    except Unfinished as error:
-        _write(model, error.samples, names, out)
-        raise BundleError(f"{error}; they are in {out}") from error
-    _write(model, after, names, out)
-    columns = [before, *(after[k::count] for k in range(count))]
-    captions = ["given", *(["drawn"] * count)]
-    write_picture(model.domain.strip(columns, captions), _beside(out))
-    console.print(f"{len(after)} pictures in {out}, beside what was given in {out}-sheet.png", soft_wrap=True)
-    if wrong:
-        raise DataError(
-            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; the {len(read)} others are finished, in {out}"
-        )
-    return 0
-
-
-def _files(pictures: list[Path]) -> list[Path]:
-    """The files, those of folders in order of their names."""
-    from ..errors import DataError
-
-    found: list[Path] = []
-    for path in pictures:
-        inside = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path} holds no pictures")
-        found += inside
-    return found
-
-
-def _open(path: Path) -> Any:
-    from ..domains.pictures import open_picture
-    from ..errors import DataError
-
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such picture")
-    try:
-        return open_picture(path)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A picture as (channels, height, width) in [-1, 1], cropped to its middle and resized where it is larger."""
-    import torch
-
-    from ..domains.pictures import Fit
-    from ..errors import DataError
-
-    channels, height, width = shape
-    picture = _open(path)
-    if picture.width < width or picture.height < height:
-        raise DataError(
-            f"{path}: is {picture.width}x{picture.height}; this takes pictures of {width}x{height}"
-        )
-    pixels = Fit((height, width), channels, "center").pixels(picture)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _mask(path: Path, model: Model) -> Tensor:
-    """What to fill in, (1, height, width), True where the mask picture is white."""
-    import numpy as np
-    import torch
-
-    from ..errors import DataError
-
-    height, width = model.domain.shape[1:]
-    picture = _open(path)
-    if (picture.width, picture.height) != (width, height):
-        raise DataError(
-            f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
-        )
-    white = torch.from_numpy(np.asarray(picture.convert("L")) > 127)[None]
-    if not bool(white.any()):
-        raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
-    if bool(white.all()):
-        raise DataError(
-            f"{path}: the mask is all white, so nothing is kept: use `sfumato sample` to draw freely"
-        )
-    return white
-
-
-def _write(model: Model, samples: Tensor, names: list[str], out: Path) -> None:
-    import io
-
-    from ..domains.pictures import as_picture
-    from ..files import write_atomically
-
-    out.mkdir(parents=True, exist_ok=True)
-    for pixels, name in zip(model.domain.to_uint8(samples), names, strict=False):
-        memory = io.BytesIO()
-        as_picture(pixels).save(memory, format="PNG")
-        write_atomically(out / f"{name}.png", memory.getvalue())
-
-
-def _beside(out: Path) -> Path:
-    whole = out.resolve()  # beside the folder and not in it, which can then be read as pictures
-    return whole.with_name(f"{whole.name}-sheet.png")
+    return run(bundle, pictures, own.out, work, count)
