@@ -172,6 +172,51 @@ def deepinv_samplers() -> tuple[dict[str, Callable] | None, str]:
     return {"deepinv DDRM": ddrm, "deepinv DiffPIR": diffpir}, f"deepinv {dinv.__version__}"
 
 
+def solve(problem: tuple, theirs: dict[str, Callable], levels: list, n: int) -> list[dict[str, Any]]:
+    """Every sampler on one problem, printed and as rows."""
+    name, prior, operator, sigma, count, particles = problem
+    sums: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+
+    def judge(
+        who: str, truth: list[Tensor], draw: Callable[..., Tensor], *given: Any, **settings: Any
+    ) -> None:
+        start = time.process_time()
+        try:
+            x = draw(*given, **settings).reshape(n, -1).double()
+        except Exception as error:  # another library's
+            print(f"{who}: {type(error).__name__}: {str(error)[:100]}", flush=True)
+            return
+        seconds[who] = seconds.get(who, 0.0) + time.process_time() - start
+        sums[who] = sums.get(who, 0.0) + sum(sliced(x, t) for t in truth) / SETS / count
+
+    for j in range(count):
+        x0 = prior.sample(Noise(100 + j, 1)).reshape(1, *operator.shape)
+        y = measure(operator, x0, sigma, Noise(200 + j, 1)).y
+        exact = exact_posterior(prior, operator, y, sigma)
+        truth = [exact.sample(Noise(300 + k, n)) for k in range(SETS)]
+        measured = Measurement(operator, y.expand(n, *y.shape[1:]), sigma)
+        own = [sliced(exact.sample(Noise(400 + k, n)), t) for k in range(4) for t in truth]
+        sums[FLOOR], seconds[FLOOR] = sums.get(FLOOR, 0.0) + sum(own) / len(own) / count, 0.0
+        for who, (method, solver) in ours(particles).items():
+            judge(
+                who, truth, sample_posterior, prior, measured, Noise(7, n),
+                method=method, solver=solver, levels=levels,
+            )  # fmt: skip
+        if isinstance(operator, Mask):
+            for who, draw in theirs.items():
+                judge(who, truth, draw, prior, operator.mask, operator.adjoint(measured.y), sigma, j)
+    floor, rows = sums[FLOOR], []
+    print(f"\n{name}, sigma_y = {sigma} ({count} measurements): floor {floor:.4f}", flush=True)
+    for who, value in sorted(sums.items(), key=lambda item: item[1]):
+        print(f"  {who:26s} {value:.4f}  {value / floor:6.2f} x floor  {seconds[who]:6.1f} s", flush=True)
+        rows.append(
+            {"problem": name, "sigma_y": sigma, "sampler": who, "particles": particles}
+            | {"distance": value, "ratio": value / floor, "seconds": seconds[who]}
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,55 +228,8 @@ def main() -> None:
     theirs, said = deepinv_samplers()
     print(f"{said}; {given.samples} samples, {STEPS} steps", flush=True)
     levels, n, rows = AngleGrid().levels(PROCESS, STEPS), given.samples, []
-    for name, prior, operator, sigma, count, particles in problems(given.problems):
-        sums: dict[str, float] = {}
-        seconds: dict[str, float] = {}
-        for j in range(count):
-            x0 = prior.sample(Noise(100 + j, 1)).reshape(1, *operator.shape)
-            y = measure(operator, x0, sigma, Noise(200 + j, 1)).y
-            exact = exact_posterior(prior, operator, y, sigma)
-            truth = [exact.sample(Noise(300 + k, n)) for k in range(SETS)]
-            measured = Measurement(operator, y.expand(n, *y.shape[1:]), sigma)
-
-            def judge(who: str, draw: Callable[[], Tensor], truth: list[Tensor] = truth) -> None:
-                start = time.process_time()
-                try:
-                    x = draw().reshape(n, -1).double()
-                except Exception as error:  # another library's
-                    print(f"{who}: {type(error).__name__}: {str(error)[:100]}", flush=True)
-                    return
-                seconds[who] = seconds.get(who, 0.0) + time.process_time() - start
-                sums[who] = sums.get(who, 0.0) + sum(sliced(x, t) for t in truth) / SETS / count
-
-            own = [sliced(exact.sample(Noise(400 + k, n)), t) for k in range(4) for t in truth]
-            sums[FLOOR] = sums.get(FLOOR, 0.0) + sum(own) / len(own) / count
-            seconds[FLOOR] = 0.0
-            for who, (method, solver) in ours(particles).items():
-                judge(
-                    who,
-                    lambda method=method, solver=solver, measured=measured: sample_posterior(
-                        prior, measured, Noise(7, n), method=method, solver=solver, levels=levels
-                    ),
-                )
-            if theirs and isinstance(operator, Mask):
-                picture = operator.adjoint(measured.y)
-                for who, draw in theirs.items():
-                    judge(who, lambda draw=draw, p=picture, m=operator.mask: draw(prior, m, p, sigma, j))
-        floor = sums[FLOOR]
-        print(f"\n{name}, sigma_y = {sigma} ({count} measurements): floor {floor:.4f}", flush=True)
-        for who, value in sorted(sums.items(), key=lambda item: item[1]):
-            print(f"  {who:26s} {value:.4f}  {value / floor:6.2f} x floor  {seconds[who]:6.1f} s", flush=True)
-            rows.append(
-                {
-                    "problem": name,
-                    "sigma_y": sigma,
-                    "sampler": who,
-                    "particles": particles,
-                    "distance": value,
-                    "ratio": value / floor,
-                    "seconds": seconds[who],
-                }
-            )
+    for problem in problems(given.problems):
+        rows += solve(problem, theirs or {}, levels, n)
     if given.json:
         record = {
             "samples": n,

@@ -1,4 +1,4 @@
-"""What the subcommands of `sfumato edit` share: reading pictures, writing them, and showing them beside what was given."""
+"""What the subcommands of `sfumato edit` share: reading pictures, writing them, showing them beside what was given."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def run(
     console.print(f"{len(after)} pictures in {out}, beside what was given in {out}-sheet.png", soft_wrap=True)
     if wrong:
         raise DataError(
-            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; the {len(found)} others are finished, in {out}"
+            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; the {len(found)} others are finished, "
+            f"in {out}"
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""Editing: pictures that fit a measurement, an instruction or each other, from a model that was trained for none of it."""
+"""Editing: pictures that fit a measurement, an instruction or each other, from a model trained for none of it."""
 
 from .bridged import Replacing
 from .exact import exact_posterior

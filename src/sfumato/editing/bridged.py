@@ -4,11 +4,11 @@ What was measured is noised to the level that a step arrives at, and takes the p
 
     x_s <- x_s + A+ (alpha_s y + sqrt(sigma_s^2 - alpha_s^2 sigma_y^2) z - A x_s),          z ~ N(0, I),
 
-(Song et al. 2021, app. I.2, for a mask). Measurement noise is part of the noise that is wanted; from the level at which it
-is all of it, y is too noisy to be imposed, and sampling goes on without. No gradient; one evaluation a step.
+(Song et al. 2021, app. I.2, for a mask). Measurement noise is part of the noise that is wanted; from the level at
+which it is all of it, y is too noisy to be imposed, and sampling goes on without. No gradient; one evaluation a step.
 
-What was not measured has been drawn without knowing what is put beside it, so the two need not fit. RePaint (Lugmayr et al.
-2022) lets them grow together: it noises x_s forward to x_t again and repeats the step,
+What was not measured has been drawn without knowing what is put beside it, so the two need not fit. RePaint (Lugmayr
+et al. 2022) lets them grow together: it noises x_s forward to x_t again and repeats the step,
 
     x_t = (alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) z,
 

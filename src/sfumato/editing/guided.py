@@ -4,21 +4,21 @@ Given x_t, x_0 has some mean m = E[x_0 | x_t] and covariance C. If it were Gauss
 
     E[x_0 | x_t, y] = m + C A* (A C A* + sigma_y^2)^-1 (y - A m)                     (Kalman's gain)
 
-would be exact, and a denoiser that says this samples p(x_0 | y) under any solver. The methods differ in their C. Tweedie's
-second formula has it exactly, C = (sigma^2 / alpha) J with J = d m / d x_t (Meng et al. 2021, thm 1; symmetric for the
-true denoiser), at one backward pass a product. Isotropic, for data of deviation d, C = r^2 with
-r^2 = d^2 sigma^2 / (alpha^2 d^2 + sigma^2).
+would be exact, and a denoiser that says this samples p(x_0 | y) under any solver. The methods differ in their C.
+Tweedie's second formula has it exactly, C = (sigma^2 / alpha) J with J = d m / d x_t (Meng et al. 2021, thm 1;
+symmetric for the true denoiser), at one backward pass a product. Isotropic, for data of deviation d, C = r^2 with r^2
+= d^2 sigma^2 / (alpha^2 d^2 + sigma^2).
 
     moments   C = (sigma^2 / alpha) J in both places: Rozet et al. 2024 (arXiv 2405.13712), Boys et al. 2023, TMPD
     pigdm     r^2 within the inverse, (sigma^2 / alpha) J before it: Song et al. 2023, PiGDM, eq. 7
     ddnm      r^2 in both places, m + A* (A A* + sigma_y^2 / r^2)^-1 (y - A m): Wang et al. 2023, DDNM. No gradient
-    dps       any differentiable A: the inverse is one number a sample, m + scale (sigma^2/alpha) J A'* (y - A(m)) / s^2,
+    dps       any differentiable A: the inverse is one number a sample, m + scale C A'* (y - A(m)) / s^2 with J's C,
               s^2 = sigma_y^2 + r^2 |A' u|^2 / |u|^2 with u = A'* (y - A(m)), which is the best step along u. Chung et
               al. 2023 take a fixed step / |y - A(m)| instead, to be tuned for each operator and number of steps
 
-On Gaussian data `moments` is exact for any A, and on white ones of deviation d all four are where A A* = 1. `moments` solves
-for its inverse by conjugate gradients, one backward pass an iteration, or, where a measurement has at most `dense`
-numbers, directly with one backward pass for each.
+On Gaussian data `moments` is exact for any A, and on white ones of deviation d all four are where A A* = 1. `moments`
+solves for its inverse by conjugate gradients, one backward pass an iteration, or, where a measurement has at most
+`dense` numbers, directly with one backward pass for each.
 
 Where alpha = 0, x_t says nothing and J is 0/0: C is d^2 there. A level without noise is left as it is.
 """
@@ -54,8 +54,8 @@ class Posterior(nn.Module):
     """E[x_0 | x_t, y]: a denoiser around a denoiser that takes a measurement into account.
 
     kind: "moments", "pigdm", "ddnm" or "dps". measurement: one row a sample. scale: multiplies the correction of dps.
-    iterations: of moments' conjugate gradients. dense: the most numbers in a measurement that moments solves for directly.
-    Costs one evaluation; all but ddnm one backward pass more, moments one for each iteration or number.
+    iterations: of moments' conjugate gradients. dense: the most numbers in a measurement that moments solves for
+    directly. Costs one evaluation; all but ddnm one backward pass more, moments one for each iteration or number.
     Raises SolverError for a process that is not Gaussian, or an operator that is not linear where it must be.
     """
 

@@ -1,10 +1,11 @@
 """Inversion: the noise that the flow makes into a given picture, and what can be done with it.
 
-The probability flow is an ordinary differential equation, so it runs both ways: from data to noise along the grid's levels
-in reverse, by the same solver's steps (Song et al. 2021, sec. 4.3; Mokady et al. 2023 for editing). Both ways have the
-solver's error, so the cycle picture -> noise -> picture closes with its order. The way starts at the grid's last level
-above clean data, sigma / alpha = e, where the picture stands for x / alpha: by what the flow would change up to there, of
-order e^2, the cycle does not close; `levels_for_inversion` adds a level at e = 0.01 where the grid has none so clean.
+The probability flow is an ordinary differential equation, so it runs both ways: from data to noise along the grid's
+levels in reverse, by the same solver's steps (Song et al. 2021, sec. 4.3; Mokady et al. 2023 for editing). Both ways
+have the solver's error, so the cycle picture -> noise -> picture closes with its order. The way starts at the grid's
+last level above clean data, sigma / alpha = e, where the picture stands for x / alpha: by what the flow would change
+up to there, of order e^2, the cycle does not close; `levels_for_inversion` adds a level at e = 0.01 where the grid
+has none so clean.
 
     change        invert under one condition, sample under another: what the conditions share is kept
     interpolate   spherically between the noises of two pictures, since noise lies near a sphere and the straight line
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,8 +51,8 @@ def invert(
 ) -> Tensor:
     """The state at levels[0] from which the flow, over these levels, leads to x: (batch, ...) shaped like it.
 
-    levels: as for sampling, from noise to clean data. solver: a Runge-Kutta method, Heun's by default; its steps hold in
-    either direction. Raises SolverError for another solver, or a state that stops being finite.
+    levels: as for sampling, from noise to clean data. solver: a Runge-Kutta method, Heun's by default; its steps hold
+    in either direction. Raises SolverError for another solver, or a state that stops being finite.
     """
     solver = solver or Heun()
     check_served(solver, denoiser.process)
@@ -60,7 +62,7 @@ def invert(
     way = [level for level in reversed(levels) if level.sigma > 0]
     noise = Noise(0, len(x))  # which these solvers do not use
     z = fit(way[0].alpha, x) * x
-    for i, (t, s) in enumerate(zip(way, way[1:], strict=False)):
+    for i, (t, s) in enumerate(pairwise(way)):
         z, _ = solver.step(
             lambda x_t, level: denoiser(x_t, level, condition),
             denoiser.process,
@@ -76,7 +78,7 @@ def invert(
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of each sample of (batch, ...), a at 0 and b at 1; a straight line where they are parallel."""
+    """Spherical interpolation of each sample of (batch, ...), a at 0, b at 1; straight where they are parallel."""
     u, v = a.flatten(1), b.flatten(1)
     long_u, long_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     u, v = u / long_u.clamp(min=1e-30), v / long_v.clamp(min=1e-30)
@@ -138,8 +140,8 @@ def change(
 ) -> Tensor:
     """Pictures x (batch, channels, height, width) inverted under the condition `old` and sampled under `new`.
 
-    guidance: the weight of sampling; inversion has none. strength: how far back to go, a time in (0, 1]; less keeps more.
-    Raises BundleError for a condition that the model does not have.
+    guidance: the weight of sampling; inversion has none. strength: how far back to go, a time in (0, 1]; less keeps
+    more. Raises BundleError for a condition that the model does not have.
     """
     plain, _, before, x = _prepared(model, x, old, steps, 1.0)
     guided, _, after, _ = _prepared(model, x, new, steps, guidance)

@@ -1,14 +1,14 @@
 """One interface to all posterior samplers: `restore(model, operator, y)`.
 
-| method      | what it is                                    | operators      | evaluations a step, and backward passes     |
-| ----------- | --------------------------------------------- | -------------- | ------------------------------------------- |
-| replacement | measured part replaced after each step        | linear         | 1                                           |
-| repaint     | the same, each step repeated                  | linear         | `repeats`                                   |
-| ddnm        | isotropic covariance                          | linear         | 1                                           |
-| pigdm       | isotropic within, Jacobian before             | linear         | 1 + 1                                       |
-| dps         | gradient of the squared residual              | differentiable | 1 + 1                                       |
-| moments     | Jacobian in both places                       | linear         | 1 + `iterations`, or the measured numbers   |
-| particles   | any of the last four as proposals, weighed    | as the proposal| `particles` times the proposal's            |
+    method        what it is                                    operators         calls of the network a step
+    replacement   measured part replaced after each step        linear            1
+    repaint       the same, each step repeated                  linear            `repeats`
+    ddnm          isotropic covariance                          linear            1
+    pigdm         isotropic within, Jacobian before             linear            1, and 1 backward
+    dps           gradient of the squared residual              differentiable    1, and 1 backward
+    moments       Jacobian in both places                       linear            1, and `iterations` + 1 backward, or
+                                                                                  one for each measured number
+    particles     any of the last four as proposals, weighed    the proposal's    `particles` times the proposal's
 
 `ddnm`, `pigdm`, `dps` and `moments` are denoisers around the model (`Posterior`), under whatever solver it has, a tuned
 one included; `replacement` and `repaint` wrap a one-step solver, DDIM unless the model's is one; `particles` have the
@@ -155,7 +155,7 @@ class RePaint(Replacement):
 
 @dataclass(frozen=True)
 class Twisted(Method):
-    """Guided proposals weighed and resampled (Wu et al. 2023). particles: for each sample. proposal: see `Posterior`."""
+    """Guided proposals weighed and resampled (Wu et al. 2023). particles: of each sample. proposal: see `Posterior`."""
 
     kind: ClassVar[str] = "particles"
     particles: int = 16

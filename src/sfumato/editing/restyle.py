@@ -1,9 +1,9 @@
 """Restyling: a picture taken back towards noise and drawn again, of its own kind or in the manner of another.
 
-SDEdit (Meng et al. 2022, arXiv 2108.01073): x_t0 = alpha x + sigma z, sampled from there. What is coarser than the noise at
-t0 stays, what is finer is made anew (`solvers.estimate` has how much is forgotten). A style reference adds a measurement:
-that the picture's `Statistics`, mean and deviation of its detail at several scales, are those of the reference, under which
-the way from t0 is guided as by `dps`. Neither changes the model.
+SDEdit (Meng et al. 2022, arXiv 2108.01073): x_t0 = alpha x + sigma z, sampled from there. What is coarser than the
+noise at t0 stays, what is finer is made anew (`solvers.estimate` has how much is forgotten). A style reference adds a
+measurement: that the picture's `Statistics`, mean and deviation of its detail at several scales, are those of the
+reference, under which the way from t0 is guided as by `dps`. Neither changes the model.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 """Posterior sampling by particles: guided proposals, weighed so that what guidance gets wrong is put right.
 
-A guided denoiser is a guess of E[x_0 | x_t, y]. Here it only proposes. With the chain's own steps p(x_s | x_t) = N(mu(m), v),
-the bridge with the plain prediction m, proposals q(x_s | x_t) = N(mu(m'), v) with the guided one m', and the guess
-psi_t(x_t) of p(y | x_t) that comes with it, particles are weighed by
+A guided denoiser is a guess of E[x_0 | x_t, y]. Here it only proposes. With the chain's own steps p(x_s | x_t) =
+N(mu(m), v), the bridge with the plain prediction m, proposals q(x_s | x_t) = N(mu(m'), v) with the guided one m', and
+the guess psi_t(x_t) of p(y | x_t) that comes with it, particles are weighed by
 
     w_s = p(x_s | x_t) psi_s(x_s) / (q(x_s | x_t) psi_t(x_t)),
 
-the twisted sequential Monte Carlo of Wu et al. 2023 (arXiv 2306.17775, eq. 11). The psi telescope: at the last noise level
-the weights are those of importance sampling for p(x | y) under the chain, whatever the guesses were worth, and good
-guesses only keep them even. So the error falls with the particles K of each sample, as about 1 / K, and with the steps
-of the chain, which is why a posterior of several modes comes out with the right share of each. The last step, from the
-last noise level to clean data, is the guided prediction itself.
+the twisted sequential Monte Carlo of Wu et al. 2023 (arXiv 2306.17775, eq. 11). The psi telescope: at the last noise
+level the weights are those of importance sampling for p(x | y) under the chain, whatever the guesses were worth, and
+good guesses only keep them even. So the error falls with the particles K of each sample, as about 1 / K, and with the
+steps of the chain, which is why a posterior of several modes comes out with the right share of each. The last step,
+from the last noise level to clean data, is the guided prediction itself.
 
 With mu(m) = alpha_s m + k (x_t - alpha_t m) / sigma_t, k = sqrt(sigma_s^2 - v), a proposal moves by d = c (m' - m) +
 sqrt(v) z with c = alpha_s - k alpha_t / sigma_t, and log p / q = (|z|^2 - |d|^2 / v) / 2.
 
-Particle k of sample i is sample i K + k of the seed, and resampling is the sample's own (`solvers.particles`), so a sample
-alone is the same sample in a batch. Cost: K times that of the proposal.
+Particle k of sample i is sample i K + k of the seed, and resampling is the sample's own (`solvers.particles`), so a
+sample alone is the same sample in a batch. Cost: K times that of the proposal.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def twisted(
 ) -> Particles:
     """Particles of p(x_0 | y) for each measurement: samples (batch, K, ...) and their weights; `picked` is one of each.
 
-    steering: how many particles, and when they are resampled; a temperature has no meaning here. kind: of the proposal, see
-    `Posterior`. Raises SolverError for a state that stops being finite, or weights that do.
+    steering: how many particles, and when they are resampled; a temperature has no meaning here. kind: of the
+    proposal, see `Posterior`. Raises SolverError for a state that stops being finite, or weights that do.
     """
     steering = steering or Steering()
     process, count = denoiser.process, steering.particles

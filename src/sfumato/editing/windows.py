@@ -1,13 +1,14 @@
 """A model of small pictures on a larger one: overlapping windows whose predictions are averaged.
 
-Each window of the canvas is denoised as a picture of its own; a pixel in several windows gets the mean of what they say,
-which is the x_0 that is nearest to all of them in the sum of squares (Bar-Tal et al. 2023, MultiDiffusion, eq. 5):
+Each window of the canvas is denoised as a picture of its own; a pixel in several windows gets the mean of what they
+say, which is the x_0 that is nearest to all of them in the sum of squares (Bar-Tal et al. 2023, MultiDiffusion, eq.
+5):
 
     x_0(i) = sum over windows w at i of x_0^w(i) / number of windows at i.
 
-Windows are evenly spread with an overlap of at least half their side, and all are evaluated in one batch, so a canvas costs
-as many evaluations of the network as it has windows. What is far apart does not know of each other but through what lies
-between.
+Windows are evenly spread with an overlap of at least half their side, and all are evaluated in one batch, so a canvas
+costs as many evaluations of the network as it has windows. What is far apart does not know of each other but through
+what lies between.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def _places(whole: int, window: int) -> list[int]:
 
 
 class Windows(nn.Module):
-    """A denoiser of (channels, height, width) pictures as one of a larger canvas. Raises SolverError for a smaller one."""
+    """A denoiser of (channels, height, width) pictures on a canvas at least as large. Raises SolverError for less."""
 
     def __init__(self, denoiser: Denoises, window: Sequence[int], canvas: Sequence[int]):
         super().__init__()
         if len(canvas) != 3 or canvas[0] != window[0] or canvas[1] < window[1] or canvas[2] < window[2]:
             raise SolverError(
-                f"this model makes pictures of {tuple(window)}, and a canvas must be at least as large, not {tuple(canvas)}"
+                f"this model makes pictures of {tuple(window)}; a canvas is at least as large, not {tuple(canvas)}"
             )
         self.denoiser, self.process = denoiser, denoiser.process
         self.window = tuple(window[1:])
