@@ -18,7 +18,7 @@ from .operator import LinearOperator
 def exact_posterior(
     mixture: GaussianMixture, operator: LinearOperator, y: Tensor, sigma: float
 ) -> GaussianMixture:
-    """p(x | y) as a mixture, for one measurement y (1, ...). Raises SolverError for sigma = 0 and dependent rows of A."""
+    """p(x | y) as a mixture, for one measurement y (1, ...). Raises SolverError for dependent rows without noise."""
     unit = torch.eye(mixture.means.shape[1], dtype=torch.float64).reshape(-1, *operator.shape)
     matrix = operator(unit).flatten(1).mT
     covariances = (mixture.basis * mixture.eigenvalues[:, None]) @ mixture.basis.mT

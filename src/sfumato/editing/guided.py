@@ -39,7 +39,7 @@ from ..processes.gaussian import fit
 from .operator import Measurement, conjugate_gradients
 
 KINDS = ("moments", "pigdm", "ddnm", "dps")
-DENSE, ITERATIONS, DAMPED = 64, 5, 0.1
+DENSE, ITERATIONS, DAMPING = 64, 5, 0.1
 
 
 class Look(NamedTuple):
@@ -54,7 +54,7 @@ class Posterior(nn.Module):
     """E[x_0 | x_t, y]: a denoiser around a denoiser that takes a measurement into account.
 
     kind: "moments", "pigdm", "ddnm" or "dps". measurement: one row a sample. scale: multiplies the correction of dps.
-    iterations: of moments' conjugate gradients. dense: the most numbers in a measurement that moments solves for
+    iterations: of moments' conjugate gradients, damping: how much of r^2 is added there to sigma_y^2. dense: the most numbers in a measurement that moments solves for
     directly. Costs one evaluation; all but ddnm one backward pass more, moments one for each iteration or number.
     Raises SolverError for a process that is not Gaussian, or an operator that is not linear where it must be.
     """
@@ -67,6 +67,7 @@ class Posterior(nn.Module):
         *,
         scale: float = 1.0,
         iterations: int = ITERATIONS,
+        damping: float = DAMPING,
         dense: int = DENSE,
     ):
         super().__init__()
@@ -81,7 +82,7 @@ class Posterior(nn.Module):
                 f"scale must be finite and iterations at least 1, not {scale!r}, {iterations!r}"
             )
         self.denoiser, self.process, self.measurement = denoiser, denoiser.process, measurement
-        self.kind, self.scale, self.iterations = kind, scale, iterations
+        self.kind, self.scale, self.iterations, self.damping = kind, scale, iterations, damping
         self.direct = measurement.y[0].numel() <= dense
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
@@ -181,7 +182,7 @@ class Posterior(nn.Module):
         sigma2 = self.measurement.sigma**2
         if not self.direct:
             # a network's J is only nearly that of a mean, and without noise nothing would damp what it gets wrong
-            damping = fit(sigma2 + DAMPED * self._spread(level), residual)
+            damping = fit(sigma2 + self.damping * self._spread(level), residual)
 
             def product(v: Tensor) -> Tensor:
                 return linear(covary(linear.adjoint(v))) + damping * v

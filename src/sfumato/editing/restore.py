@@ -47,7 +47,7 @@ from ..solvers import (
     values_of,
 )
 from .bridged import Replacing
-from .guided import ITERATIONS, KINDS, Posterior
+from .guided import DAMPING, ITERATIONS, KINDS, Posterior
 from .operator import LinearOperator, Measurement, Operator
 from .twisted import twisted
 from .windows import Windows
@@ -114,13 +114,17 @@ class DPS(Guided):
 
 @dataclass(frozen=True)
 class Moments(Guided):
-    """The network's own covariance in Kalman's gain. iterations: of the solve (Rozet et al. 2024)."""
+    """The network's own covariance in Kalman's gain. iterations, damping: of the solve (Rozet et al. 2024).
+
+    damping: the share of r^2 that is added to the noise, against what a network's derivatives get wrong; 0 for exact ones.
+    """
 
     kind: ClassVar[str] = "moments"
     iterations: int = ITERATIONS
+    damping: float = DAMPING
 
     def around(self, denoiser: Denoises, measurement: Measurement) -> Posterior:
-        return Posterior(denoiser, measurement, "moments", iterations=self.iterations)
+        return Posterior(denoiser, measurement, "moments", iterations=self.iterations, damping=self.damping)
 
 
 @dataclass(frozen=True)
