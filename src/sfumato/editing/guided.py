@@ -54,8 +54,9 @@ class Posterior(nn.Module):
     """E[x_0 | x_t, y]: a denoiser around a denoiser that takes a measurement into account.
 
     kind: "moments", "pigdm", "ddnm" or "dps". measurement: one row a sample. scale: multiplies the correction of dps.
-    iterations: of moments' conjugate gradients, damping: how much of r^2 is added there to sigma_y^2. dense: the most numbers in a measurement that moments solves for
-    directly. Costs one evaluation; all but ddnm one backward pass more, moments one for each iteration or number.
+    iterations: of moments' conjugate gradients; damping: the share of r^2 that they add to sigma_y^2. dense: the most
+    numbers in a measurement for which moments solves directly.
+    Costs one evaluation; all but ddnm one backward pass more, moments one for each iteration or number.
     Raises SolverError for a process that is not Gaussian, or an operator that is not linear where it must be.
     """
 

@@ -116,7 +116,8 @@ class DPS(Guided):
 class Moments(Guided):
     """The network's own covariance in Kalman's gain. iterations, damping: of the solve (Rozet et al. 2024).
 
-    damping: the share of r^2 that is added to the noise, against what a network's derivatives get wrong; 0 for exact ones.
+    damping: the share of r^2 that is added to the noise, against what a network's derivatives get wrong; 0 for an exact
+    denoiser.
     """
 
     kind: ClassVar[str] = "moments"
