@@ -64,6 +64,7 @@ class Replacing(Solver):
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws
     ) -> tuple[Tensor, Any]:
+        x_s = x
         for turn in range(self.repeats):
             streams = _Offset(noise, turn << 20)
             x_s, _ = self.base.step(denoise, process, x, t, s, self.base.init(x), streams)

@@ -104,6 +104,10 @@ class Posterior(nn.Module):
                 point = x_t.detach().requires_grad_()
                 inside = self.denoiser(point, level, condition)
                 joined = inside.x0
+            if not joined.requires_grad:
+                raise SolverError(
+                    f"{self.kind!r} needs the network's gradient, which this denoiser does not give: take 'ddnm'"
+                )
             plain = Prediction(inside.value.detach(), inside.kind, x_t, level, self.process, inside.variance)
             mean, covary = joined.detach(), self._tweedie(joined, point, level)
         change, log_evidence = getattr(self, f"_{self.kind}")(mean, covary, level)

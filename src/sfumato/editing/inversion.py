@@ -28,7 +28,7 @@ from ..model import Model
 from ..noise import Noise
 from ..processes import Level
 from ..processes.gaussian import fit
-from ..solvers import AngleGrid, Grid, Heun, RungeKutta, Solver, check_levels, check_served, integrate
+from ..solvers import AngleGrid, Euler, Grid, Heun, RungeKutta, Solver, check_levels, check_served, integrate
 
 CLEANEST = 0.01  # sigma / alpha where inversion starts
 
@@ -57,7 +57,7 @@ def invert(
     solver = solver or Heun()
     check_served(solver, denoiser.process)
     check_levels(levels)
-    if not isinstance(solver, RungeKutta):
+    if not isinstance(solver, (Euler, Heun, RungeKutta)):
         raise SolverError(f"inversion takes a Runge-Kutta solver such as 'heun', not {solver.kind!r}")
     way = [level for level in reversed(levels) if level.sigma > 0]
     noise = Noise(0, len(x))  # which these solvers do not use

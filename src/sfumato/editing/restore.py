@@ -38,7 +38,9 @@ from ..solvers import (
     Callback,
     Driver,
     EDMSolver,
+    Euler,
     Grid,
+    Heun,
     RungeKutta,
     Solver,
     Steering,
@@ -52,7 +54,7 @@ from .operator import LinearOperator, Measurement, Operator
 from .twisted import twisted
 from .windows import Windows
 
-ONE_STEP = (DDIM, Ancestral, RungeKutta, EDMSolver)
+ONE_STEP = (DDIM, Ancestral, Euler, Heun, RungeKutta, EDMSolver)
 
 
 @dataclass(frozen=True)
@@ -278,12 +280,7 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
             noise = Noise(seed, chosen[rows])
         except ValueError as error:
             raise BundleError(str(error)) from None
-        told = None
-        if callback is not None:
-
-            def told(i: int, n: int, x: Tensor, p: Any, k: int = k) -> None:
-                callback(k * n + i, len(parts) * n, x, p)
-
+        told = callback and _counted(callback, k, len(parts))
         part = given and {name: value[rows].to(weights.device) for name, value in given.items()}
         own = Measurement(operator, y[rows].to(weights), sigma)
         try:
@@ -302,3 +299,8 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
                 torch.cat(drawn),
             ) from error
     return torch.cat(drawn)
+
+
+def _counted(callback: Callback, part: int, parts: int) -> Callback:
+    """A callback that counts the steps of all batches."""
+    return lambda done, steps, x, prediction: callback(part * steps + done, parts * steps, x, prediction)
