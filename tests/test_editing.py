@@ -207,7 +207,7 @@ def test_the_exact_posterior_is_bayes_rule():
 
 
 def test_particles_find_the_shares_of_modes_that_guidance_misses():
-    """Two modes of which y prefers one four to one; one and a half standard errors of 200 draws are .05."""
+    """Two modes of which y prefers one three to two; the standard error of 200 draws is .035."""
     prior = GaussianMixture(
         FLOW, torch.tensor([[-1.0, 1.0], [1.0, -0.4]]), torch.full((2, 2), 0.02), torch.tensor([0.5, 0.5])
     )

@@ -14,7 +14,7 @@ from .edit_files import beside, mask_of, read, run, write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..editing import Operator
+    from ..editing import LinearOperator
     from ..model import Model
 
 app = App(name="edit", help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate.")
@@ -72,7 +72,7 @@ def inpaint(
         Standard deviation of the noise in the kept part, in [-1, 1]; at 0 it is kept exactly.
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         from ..editing import Mask
 
         return Mask(~mask_of(mask, model), model.domain.shape)
@@ -110,7 +110,7 @@ def outpaint(
         Pixels to add below.
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         import torch
 
         from ..editing import Mask
@@ -153,7 +153,7 @@ def super_resolve(
         Standard deviation of the noise in them, in [-1, 1].
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         from ..editing import downsample
 
         return downsample(model.domain.shape, factor, kernel)
@@ -173,7 +173,7 @@ def colourise(bundle: Path, pictures: Pictures, /, *, options: Restored | None =
         Picture files, or folders of them.
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         from ..editing import grey
 
         return grey(model.domain.shape)
@@ -205,7 +205,7 @@ def deblur(
         Standard deviation of the noise in them, in [-1, 1]; eight bits alone are 0.002.
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         from ..editing import blur
 
         return blur(model.domain.shape, width)
@@ -229,7 +229,7 @@ def denoise(
         Standard deviation of the noise, in [-1, 1].
     """
 
-    def operator(model: Model) -> Operator:
+    def operator(model: Model) -> LinearOperator:
         from ..editing import Identity
 
         return Identity(model.domain.shape)
@@ -369,7 +369,7 @@ def change(
 def _restore(
     bundle: Path,
     pictures: list[Path],
-    operator: Callable[[Model], Operator],
+    operator: Callable[[Model], LinearOperator],
     sigma: float,
     options: Restored | None,
     measured: bool = False,
@@ -378,25 +378,20 @@ def _restore(
     own = options or Restored()
 
     def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-        from ..editing import LinearOperator, build_method, restore
+        from ..editing import build_method, restore
 
-        made = operator(model)
-        if measured:
-            y = x
-        else:
-            channels = made.shape[0]
-            canvas = x.new_zeros(len(x), *made.shape)
-            if made.shape == model.domain.shape:
-                canvas = x
-            else:  # the picture lies where the mask knows it
-                canvas[:, made.mask] = x.reshape(len(x), -1)  # type: ignore[attr-defined]
-            y = made(canvas.reshape(len(x), channels, *made.shape[1:]))
+        made, y = operator(model), x
+        if not measured:
+            canvas = x
+            if made.shape != model.domain.shape:  # the picture lies where the mask knows it
+                canvas = x.new_zeros(len(x), *made.shape)
+                canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
+            y = made(canvas)
         done = restore(
             model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=build_method(own.method),
             condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
         )  # fmt: skip
-        before = made.inverse(y) if isinstance(made, LinearOperator) else x
-        return before, done
+        return y if y.shape[1:] == done.shape[1:] else made.inverse(y), done
 
     def shape(model: Model) -> tuple[int, ...]:
         return operator(model).measured if measured else model.domain.shape
