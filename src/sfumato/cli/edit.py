@@ -50,8 +50,9 @@ class Restored(Drawn):
 
     count: int = 1
     "How many answers for each picture."
-    method: str = "ddnm"
+    method: str | None = None
     "ddnm, pigdm, dps, moments, replacement, repaint:repeats=5 or particles:particles=16."
+    # default: repaint where a part is missing, since ddnm's parts may not fit each other; ddnm for the rest
 
 
 @app.command
@@ -388,7 +389,7 @@ def _restore(
                 canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
             y = made(canvas)
         done = restore(
-            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=build_method(own.method),
+            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=build_method(own.method or ("ddnm" if measured else "repaint")),
             condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
         )  # fmt: skip
         return y if y.shape[1:] == done.shape[1:] else made.inverse(y), done
