@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from .edit_files import beside, mask_of, read, run, write
+from .edit_files import beside, mask_of, read, redrawn, restored, run, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +77,7 @@ def inpaint(
 
         return Mask(~mask_of(mask, model), model.domain.shape)
 
-    return _restore(bundle, pictures, operator, sigma, options)
+    return restored(bundle, pictures, operator, sigma, options or Restored())
 
 
 @app.command
@@ -124,7 +123,7 @@ def outpaint(
         known[:, top : top + height, left : left + width] = True
         return Mask(known, (channels, *known.shape[1:]))
 
-    return _restore(bundle, pictures, operator, 0.0, options)
+    return restored(bundle, pictures, operator, 0.0, options or Restored())
 
 
 @app.command(name="super-resolve")
@@ -159,7 +158,7 @@ def super_resolve(
 
         return downsample(model.domain.shape, factor, kernel)
 
-    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
 
 
 @app.command
@@ -179,7 +178,7 @@ def colourise(bundle: Path, pictures: Pictures, /, *, options: Restored | None =
 
         return grey(model.domain.shape)
 
-    return _restore(bundle, pictures, operator, 0.0, options, measured=True)
+    return restored(bundle, pictures, operator, 0.0, options or Restored(), measured=True)
 
 
 @app.command
@@ -211,7 +210,7 @@ def deblur(
 
         return blur(model.domain.shape, width)
 
-    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
 
 
 @app.command
@@ -235,7 +234,7 @@ def denoise(
 
         return Identity(model.domain.shape)
 
-    return _restore(bundle, pictures, operator, sigma, options, measured=True)
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
 
 
 @app.command
@@ -261,7 +260,7 @@ def restyle(
     style
         A picture whose look to take on: the statistics of its detail.
     """
-    return _redraw(bundle, pictures, strength, 1, style, options)
+    return redrawn(bundle, pictures, strength, 1, style, options or Drawn())
 
 
 @app.command
@@ -287,7 +286,7 @@ def variations(
     count
         How many of each.
     """
-    return _redraw(bundle, pictures, strength, count, None, options)
+    return redrawn(bundle, pictures, strength, count, None, options or Drawn())
 
 
 @app.command
@@ -364,60 +363,3 @@ def change(
         return x, done
 
     return run(bundle, pictures, own.out, work)
-
-
-# -- what they share ---------------------------------------------------------------------------------------------------
-def _restore(
-    bundle: Path,
-    pictures: list[Path],
-    operator: Callable[[Model], LinearOperator],
-    sigma: float,
-    options: Restored | None,
-    measured: bool = False,
-) -> int:
-    """Restore pictures; measured: they are measurements already, not pictures to be measured."""
-    own = options or Restored()
-
-    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-        from ..editing import build_method, restore
-
-        made, y = operator(model), x
-        if not measured:
-            canvas = x
-            if made.shape != model.domain.shape:  # the picture lies where the mask knows it
-                canvas = x.new_zeros(len(x), *made.shape)
-                canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
-            y = made(canvas)
-        done = restore(
-            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=build_method(own.method or ("ddnm" if measured else "repaint")),
-            condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
-        )  # fmt: skip
-        return y if y.shape[1:] == done.shape[1:] else made.inverse(y), done
-
-    def shape(model: Model) -> tuple[int, ...]:
-        return operator(model).measured if measured else model.domain.shape
-
-    return run(bundle, pictures, own.out, work, own.count, shape)
-
-
-def _redraw(
-    bundle: Path,
-    pictures: list[Path],
-    strength: float,
-    count: int,
-    style: Path | None,
-    options: Drawn | None,
-) -> int:
-    own = options or Drawn()
-
-    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-        from ..editing import restyle as drawn
-
-        given = x.repeat_interleave(count, 0)
-        look = None if style is None else read(style, model.domain.shape)
-        return x, drawn(
-            model, given, strength=strength, style=look, condition=own.condition, seed=own.seed,
-            steps=own.steps, guidance=own.guidance,
-        )  # fmt: skip
-
-    return run(bundle, pictures, own.out, work, count)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..editing import LinearOperator
     from ..model import Model
+    from .edit import Drawn, Restored
 
 
 def run(
@@ -142,3 +144,59 @@ def beside(out: Path) -> Path:
     """Where the sheet of a folder goes."""
     whole = out.resolve()  # beside the folder and not in it, which can then be read as pictures
     return whole.with_name(f"{whole.name}-sheet.png")
+
+
+def restored(
+    bundle: Path,
+    pictures: list[Path],
+    operator: Callable[[Model], LinearOperator],
+    sigma: float,
+    own: Restored,
+    measured: bool = False,
+) -> int:
+    """Restore pictures; measured: they are measurements already, not pictures to be measured."""
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import build_method, restore
+
+        made, y = operator(model), x
+        if not measured:
+            canvas = x
+            if made.shape != model.domain.shape:  # the picture lies where the mask knows it
+                canvas = x.new_zeros(len(x), *made.shape)
+                canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
+            y = made(canvas)
+        method = build_method(own.method or ("ddnm" if measured else "repaint"))
+        done = restore(
+            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=method,
+            condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+        return y if y.shape[1:] == done.shape[1:] else made.inverse(y), done
+
+    def shape(model: Model) -> tuple[int, ...]:
+        return operator(model).measured if measured else model.domain.shape
+
+    return run(bundle, pictures, own.out, work, own.count, shape)
+
+
+def redrawn(
+    bundle: Path,
+    pictures: list[Path],
+    strength: float,
+    count: int,
+    style: Path | None,
+    own: Drawn,
+) -> int:
+    """Draw pictures again from a time back towards noise, `count` of each."""
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import restyle as drawn
+
+        given = x.repeat_interleave(count, 0)
+        look = None if style is None else read(style, model.domain.shape)
+        return x, drawn(
+            model, given, strength=strength, style=look, condition=own.condition, seed=own.seed,
+            steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+
+    return run(bundle, pictures, own.out, work, count)
