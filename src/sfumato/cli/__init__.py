@@ -26,6 +26,11 @@ app = App(
 app.command("sfumato.cli.train:train", help="Train a recipe into a model.")
 app.command("sfumato.cli.finetune:finetune", help="Teach a model a few pictures.")
 app.command("sfumato.cli.sample:sample", help="Draw samples from a model.")
+app.command(
+    "sfumato.cli.edit:app",
+    name="edit",
+    help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate.",
+)
 app.command("sfumato.cli.tune:tune", help="Fit a solver of few steps to a model.")
 app.command("sfumato.cli.evaluate:evaluate", help="Measure a model; every figure gets a receipt.")
 app.command(

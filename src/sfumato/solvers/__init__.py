@@ -77,18 +77,26 @@ def _value(item: str, text: str) -> Any:
         raise SolverError(f"{item!r} is neither a number nor a word") from None
 
 
+def values_of(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the values of "name:value=1,other=word". Raises SolverError for what is not written so."""
+    kind, _, rest = text.partition(":")
+    config = {}
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise SolverError(f"values are written {kind}:name=value,name=value, not {item!r}")
+        config[name] = _value(item, value)
+    return kind, config
+
+
 def build_solver(kind: str, **config: Any) -> Solver:
     """A solver from its name and values, which may also be written behind the name: "adams:order=4,frame=angle".
 
     A solver in a solver, under `predictor`, is made from its own values; a tuned solver from those of its `to_json`.
     Raises SolverError for a name or value that does not exist.
     """
-    kind, _, text = kind.partition(":")
-    for item in filter(None, text.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise SolverError(f"a solver's values are written {kind}:name=value,name=value, not {item!r}")
-        config[name] = _value(item, value)
+    kind, written = values_of(kind)
+    config |= written
     if kind == Tuned.kind and not {"nodes", "rows"} <= config.keys():
         raise SolverError(
             "a tuned solver belongs to a model, which `sfumato tune` fits it to: it has no defaults"
@@ -172,4 +180,5 @@ __all__ = [
     "sample_from",
     "steer",
     "steps_within",
+    "values_of",
 ]

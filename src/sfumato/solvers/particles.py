@@ -133,7 +133,7 @@ def steer(
     base = torch.empty(0) if like is None else like
     x = process.prior(base.new_empty(len(each.indices), *shape), each.at(0), levels[0])
     carry = solver.init(x)
-    groups = _Weights(len(noise.indices), steering, x.device)
+    groups = Weights(len(noise.indices), steering, x.device)
     steps = len(levels) - 1
     for i in range(steps):
         t, s, draws = levels[i], levels[i + 1], each.at(i + 1)
@@ -147,7 +147,7 @@ def steer(
             groups.weigh(_rewards(reward, guess.x0, i))
             rows = groups.resample(draws, x)
             if rows is not None:
-                x, carry, guess = (_rows(part, rows, len(x)) for part in (x, carry, guess))
+                x, carry, guess = (take_rows(part, rows, len(x)) for part in (x, carry, guess))
             asked = _first(guess, x, t, denoise)
         x, carry = solver.step(asked, process, x, t, s, carry, draws)
         if not bool(x.isfinite().all()):
@@ -158,7 +158,7 @@ def steer(
     return groups.close(x, each.at(steps + 1))
 
 
-class _Weights:
+class Weights:
     """The log-weights of all groups, (groups, K) in float64, and what resampling has taken out of them."""
 
     def __init__(self, groups: int, steering: Steering, device: torch.device):
@@ -228,19 +228,19 @@ def _first(guess: Prediction, x: Tensor, t: Level, denoise: Denoise) -> Denoise:
     return lambda x_t, level: guess if x_t is x and level is t else denoise(x_t, level)
 
 
-def _rows(part: Any, rows: Tensor, batch: int) -> Any:
+def take_rows(part: Any, rows: Tensor, batch: int) -> Any:
     """The same carry, state or prediction with other rows of every tensor (batch, ...) in it."""
     if isinstance(part, Tensor):
         return part[rows] if part.ndim and len(part) == batch else part
     if part is None or isinstance(part, (bool, int, float, str, Gaussian, Schedule)):
         return part
     if isinstance(part, dict):
-        return {name: _rows(value, rows, batch) for name, value in part.items()}
+        return {name: take_rows(value, rows, batch) for name, value in part.items()}
     if isinstance(part, (list, tuple)):
-        moved = [_rows(value, rows, batch) for value in part]
+        moved = [take_rows(value, rows, batch) for value in part]
         return type(part)(*moved) if hasattr(part, "_fields") else type(part)(moved)
     if is_dataclass(part) and not isinstance(part, type):
         return replace(
-            part, **{entry.name: _rows(getattr(part, entry.name), rows, batch) for entry in fields(part)}
+            part, **{entry.name: take_rows(getattr(part, entry.name), rows, batch) for entry in fields(part)}
         )
     raise SolverError(f"particles cannot be resampled with a carry that holds a {type(part).__name__}")

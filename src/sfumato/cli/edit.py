@@ -1,0 +1,365 @@
+"""`sfumato edit`: pictures filled in, sharpened, coloured or changed by a model that was trained for none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from .edit_files import beside, mask_of, read, redrawn, restored, run, write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..editing import LinearOperator
+    from ..model import Model
+
+app = App(name="edit", help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate.")
+Pictures = Annotated[list[Path], Parameter(negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Drawn:
+    """What every edit takes."""
+
+    out: Annotated[Path, Parameter(alias="-o")] = Path("edited")
+    "Where to write the pictures; OUT-sheet.png shows them beside what was given."
+    label: str | None = None
+    "The class to draw, by name or number; default: none, if the model may go without."
+    seed: int = 0
+    "Another seed gives other pictures."
+    steps: int | None = None
+    "Steps of the solver; default: the model's own."
+    guidance: float | None = None
+    "Classifier-free weight, where there is a label."
+
+    @property
+    def condition(self) -> dict[str, Any] | None:
+        """The label as a condition."""
+        return None if self.label is None else {"label": self.label}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Restored(Drawn):
+    """What an edit takes that restores a measured picture."""
+
+    count: int = 1
+    "How many answers for each picture."
+    method: str | None = None
+    "ddnm, pigdm, dps, moments, replacement, repaint:repeats=5 or particles:particles=16."
+    # default: repaint where a part is missing, since ddnm's parts may not fit each other; ddnm for the rest
+
+
+@app.command
+def inpaint(
+    bundle: Path, pictures: Pictures, /, *, mask: Path, sigma: float = 0.0, options: Restored | None = None
+) -> int:
+    """Fill in what a mask covers.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    mask
+        A picture of the model's size: white is filled in, black is kept.
+    sigma
+        Standard deviation of the noise in the kept part, in [-1, 1]; at 0 it is kept exactly.
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        from ..editing import Mask
+
+        return Mask(~mask_of(mask, model), model.domain.shape)
+
+    return restored(bundle, pictures, operator, sigma, options or Restored())
+
+
+@app.command
+def outpaint(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    options: Restored | None = None,
+) -> int:
+    """Go on beyond a picture's borders, by so many pixels of the model's size on each side.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    left
+        Pixels to add at the left.
+    right
+        Pixels to add at the right.
+    top
+        Pixels to add above.
+    bottom
+        Pixels to add below.
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        import torch
+
+        from ..editing import Mask
+        from ..errors import BundleError
+
+        if min(left, right, top, bottom) < 0 or left + right + top + bottom == 0:
+            raise BundleError("say by how many pixels to go on: --left, --right, --top, --bottom, 0 or more")
+        channels, height, width = model.domain.shape
+        known = torch.zeros(1, height + top + bottom, width + left + right, dtype=torch.bool)
+        known[:, top : top + height, left : left + width] = True
+        return Mask(known, (channels, *known.shape[1:]))
+
+    return restored(bundle, pictures, operator, 0.0, options or Restored())
+
+
+@app.command(name="super-resolve")
+def super_resolve(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    factor: int = 4,
+    kernel: str = "mean",
+    sigma: float = 0.0,
+    options: Restored | None = None,
+) -> int:
+    """Enlarge pictures that are `factor` times smaller than the model's.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them, of the model's size divided by the factor.
+    factor
+        A whole number that divides the model's sides.
+    kernel
+        How the small pictures came about: mean (of blocks) or bicubic.
+    sigma
+        Standard deviation of the noise in them, in [-1, 1].
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        from ..editing import downsample
+
+        return downsample(model.domain.shape, factor, kernel)
+
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
+
+
+@app.command
+def colourise(bundle: Path, pictures: Pictures, /, *, options: Restored | None = None) -> int:
+    """Colour grey pictures, keeping their brightness.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder; its pictures have 3 channels.
+    pictures
+        Picture files, or folders of them.
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        from ..editing import grey
+
+        return grey(model.domain.shape)
+
+    return restored(bundle, pictures, operator, 0.0, options or Restored(), measured=True)
+
+
+@app.command
+def deblur(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    width: float = 1.5,
+    sigma: float = 0.02,
+    options: Restored | None = None,
+) -> int:
+    """Sharpen blurred pictures.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    width
+        Standard deviation of the Gaussian blur, in pixels of the model's size.
+    sigma
+        Standard deviation of the noise in them, in [-1, 1]; eight bits alone are 0.002.
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        from ..editing import blur
+
+        return blur(model.domain.shape, width)
+
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
+
+
+@app.command
+def denoise(
+    bundle: Path, pictures: Pictures, /, *, sigma: float = 0.2, options: Restored | None = None
+) -> int:
+    """Take noise away.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    sigma
+        Standard deviation of the noise, in [-1, 1].
+    """
+
+    def operator(model: Model) -> LinearOperator:
+        from ..editing import Identity
+
+        return Identity(model.domain.shape)
+
+    return restored(bundle, pictures, operator, sigma, options or Restored(), measured=True)
+
+
+@app.command
+def restyle(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    strength: float = 0.5,
+    style: Path | None = None,
+    options: Drawn | None = None,
+) -> int:
+    """Draw pictures again, from their coarse shapes.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    strength
+        How far back towards noise to go first, a time from 0 (keep the picture) to 1 (forget it).
+    style
+        A picture whose look to take on: the statistics of its detail.
+    """
+    return redrawn(bundle, pictures, strength, 1, style, options or Drawn())
+
+
+@app.command
+def variations(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    strength: float = 0.6,
+    count: int = 4,
+    options: Drawn | None = None,
+) -> int:
+    """Draw several pictures like each one given.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    strength
+        How different, a time from 0 to 1.
+    count
+        How many of each.
+    """
+    return redrawn(bundle, pictures, strength, count, None, options or Drawn())
+
+
+@app.command
+def interpolate(
+    bundle: Path, first: Path, second: Path, /, *, frames: int = 8, options: Drawn | None = None
+) -> int:
+    """Draw the way from one picture to another, through the noise that the model makes into each.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    first
+        Where it starts.
+    second
+        Where it ends.
+    frames
+        How many pictures, the two ends included.
+    """
+    import torch
+
+    from .. import bundle as bundles
+    from ..editing import interpolate as between
+    from .show import console, write_picture
+
+    own = options or Drawn()
+    model = bundles.load(bundle)
+    ends = [read(path, model.domain.shape) for path in (first, second)]
+    found = between(model, *ends, frames=frames, condition=own.condition, steps=own.steps or 20)
+    write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out)
+    sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
+    write_picture(sheet, beside(own.out))
+    console.print(
+        f"{frames} pictures in {own.out}, between the two given in {own.out}-sheet.png", soft_wrap=True
+    )
+    return 0
+
+
+@app.command
+def change(
+    bundle: Path,
+    pictures: Pictures,
+    /,
+    *,
+    old: str,
+    new: str,
+    strength: float = 0.7,
+    options: Drawn | None = None,
+) -> int:
+    """Change what a picture shows: inverted under its old label, drawn under the new one.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder.
+    pictures
+        Picture files, or folders of them.
+    old
+        The label that it has, by name or number.
+    new
+        The label that it is to have.
+    strength
+        How far back to go, a time from 0 to 1; less keeps more.
+    """
+    own = options or Drawn()
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import change as changed
+
+        done = changed(
+            model, x, {"label": old}, {"label": new}, steps=own.steps or 20, guidance=own.guidance or 1.0,
+            strength=strength,
+        )  # fmt: skip
+        return x, done
+
+    return run(bundle, pictures, own.out, work)

@@ -1,0 +1,202 @@
+"""What the subcommands of `sfumato edit` share: reading pictures, writing them, showing them beside what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..editing import LinearOperator
+    from ..model import Model
+    from .edit import Drawn, Restored
+
+
+def run(
+    bundle: Path,
+    pictures: list[Path],
+    out: Path,
+    work: Callable[[Model, Tensor], tuple[Tensor, Tensor]],
+    count: int = 1,
+    shape: Callable[[Model], tuple[int, ...]] | None = None,
+) -> int:
+    """Read, work, write and show; a picture that cannot be read is told at the end, when the others are finished."""
+    import torch
+
+    from .. import bundle as bundles
+    from ..errors import BundleError, DataError
+    from ..solvers import Unfinished
+    from .show import console, write_picture
+
+    if count < 1:
+        raise BundleError(f"at least one picture must be drawn of each, not {count}")
+    model = bundles.load(bundle)
+    size = model.domain.shape if shape is None else shape(model)
+    found, names, wrong = [], [], []
+    for path in _files(pictures):
+        try:
+            found.append(read(path, size))
+            names += [path.stem if count == 1 else f"{path.stem}-{k}" for k in range(count)]
+        except DataError as error:
+            wrong.append(str(error))
+    if not found:
+        raise DataError(wrong[0] if wrong else "there are no pictures")
+    try:
+        before, after = work(model, torch.stack(found))
+    except Unfinished as error:
+        write(model, error.samples, names, out)
+        raise BundleError(f"{error}; they are in {out}") from error
+    write(model, after, names, out)
+    columns = [before, *(after[k::count] for k in range(count))]
+    captions = ["given", *(["drawn"] * count)]
+    write_picture(model.domain.strip(columns, captions), beside(out))
+    console.print(f"{len(after)} pictures in {out}, beside what was given in {out}-sheet.png", soft_wrap=True)
+    if wrong:
+        raise DataError(
+            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; the {len(found)} others are finished, "
+            f"in {out}"
+        )
+    return 0
+
+
+def _files(pictures: list[Path]) -> list[Path]:
+    """The files, those of folders in order of their names."""
+    from ..errors import DataError
+
+    found: list[Path] = []
+    for path in pictures:
+        inside = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path} holds no pictures")
+        found += inside
+    return found
+
+
+def _open(path: Path) -> Any:
+    from ..domains.pictures import open_picture
+    from ..errors import DataError
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such picture")
+    try:
+        return open_picture(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A picture as (channels, height, width) in [-1, 1], cropped to its middle and resized where it is larger."""
+    import torch
+
+    from ..domains.pictures import Fit
+    from ..errors import DataError
+
+    channels, height, width = shape
+    picture = _open(path)
+    if picture.width < width or picture.height < height:
+        raise DataError(
+            f"{path}: is {picture.width}x{picture.height}; this takes pictures of {width}x{height}"
+        )
+    pixels = Fit((height, width), channels, "center").pixels(picture)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def mask_of(path: Path, model: Model) -> Tensor:
+    """What to fill in, (1, height, width), True where the mask picture is white."""
+    import numpy as np
+    import torch
+
+    from ..errors import DataError
+
+    height, width = model.domain.shape[1:]
+    picture = _open(path)
+    if (picture.width, picture.height) != (width, height):
+        raise DataError(
+            f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
+        )
+    white = torch.from_numpy(np.asarray(picture.convert("L")) > 127)[None]
+    if not bool(white.any()):
+        raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
+    if bool(white.all()):
+        raise DataError(
+            f"{path}: the mask is all white, so nothing is kept: use `sfumato sample` to draw freely"
+        )
+    return white
+
+
+def write(model: Model, samples: Tensor, names: list[str], out: Path) -> None:
+    """Write samples as PNG files of these names; where there are fewer samples, the first names."""
+    import io
+
+    from ..domains.pictures import as_picture
+    from ..files import write_atomically
+
+    out.mkdir(parents=True, exist_ok=True)
+    for pixels, name in zip(model.domain.to_uint8(samples), names, strict=False):
+        memory = io.BytesIO()
+        as_picture(pixels).save(memory, format="PNG")
+        write_atomically(out / f"{name}.png", memory.getvalue())
+
+
+def beside(out: Path) -> Path:
+    """Where the sheet of a folder goes."""
+    whole = out.resolve()  # beside the folder and not in it, which can then be read as pictures
+    return whole.with_name(f"{whole.name}-sheet.png")
+
+
+def restored(
+    bundle: Path,
+    pictures: list[Path],
+    operator: Callable[[Model], LinearOperator],
+    sigma: float,
+    own: Restored,
+    measured: bool = False,
+) -> int:
+    """Restore pictures; measured: they are measurements already, not pictures to be measured."""
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import build_method, restore
+
+        made, y = operator(model), x
+        if not measured:
+            canvas = x
+            if made.shape != model.domain.shape:  # the picture lies where the mask knows it
+                canvas = x.new_zeros(len(x), *made.shape)
+                canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
+            y = made(canvas)
+        method = build_method(own.method or ("ddnm" if measured else "repaint"))
+        done = restore(
+            model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=method,
+            condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+        return y if y.shape[1:] == done.shape[1:] else made.inverse(y), done
+
+    def shape(model: Model) -> tuple[int, ...]:
+        return operator(model).measured if measured else model.domain.shape
+
+    return run(bundle, pictures, own.out, work, own.count, shape)
+
+
+def redrawn(
+    bundle: Path,
+    pictures: list[Path],
+    strength: float,
+    count: int,
+    style: Path | None,
+    own: Drawn,
+) -> int:
+    """Draw pictures again from a time back towards noise, `count` of each."""
+
+    def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..editing import restyle as drawn
+
+        given = x.repeat_interleave(count, 0)
+        look = None if style is None else read(style, model.domain.shape)
+        return x, drawn(
+            model, given, strength=strength, style=look, condition=own.condition, seed=own.seed,
+            steps=own.steps, guidance=own.guidance,
+        )  # fmt: skip
+
+    return run(bundle, pictures, own.out, work, count)
