@@ -33,7 +33,7 @@ from sfumato.evaluation.receipts import versions
 from sfumato.evaluation.retrieval import RetrievalConfig, families, one_each, others_of, retrieval_judge
 from sfumato.files import write_json
 from sfumato.model import Model
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 
 
 def draw(model: Model, prompts: list[str], seed: int) -> torch.Tensor:

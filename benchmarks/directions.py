@@ -18,7 +18,7 @@ import torch
 from sfumato.evaluation.direction_effects import effects, sweep
 from sfumato.evaluation.directions import find_directions
 from sfumato.noise import Noise
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 

@@ -27,7 +27,7 @@ from sfumato.evaluation.features import in_batches, to_unit
 from sfumato.evaluation.measure import interval, resample
 from sfumato.evaluation.metrics import gaussian_frechet, moments
 from sfumato.evaluation.receipts import machine, versions
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 from sfumato.solvers import AdamsMoulton, AngleGrid
 
 REFERENCE, RESAMPLES = 5_000, 100

@@ -30,7 +30,7 @@ from sfumato.evaluation.features import build_features, in_batches, to_unit
 from sfumato.evaluation.metrics import agreement, kernel
 from sfumato.model import Model
 from sfumato.recipes.finetune import finetune, finetune_recipe
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 from sfumato.training import Callback
 
 CONTENDERS: dict[str, dict] = {

@@ -19,7 +19,7 @@ from typing import Any
 from sfumato.denoisers import Guidance, build_guidance
 from sfumato.evaluation.receipts import versions
 from sfumato.files import write_json
-from sfumato.recipes.judge import Bench
+from sfumato.recipes.bench import Bench
 from sfumato.solvers import AdamsMoulton, AngleGrid
 
 MEASURES = ("agreement", "frechet", "precision", "recall", "density", "coverage")

@@ -439,7 +439,7 @@ def test_the_command_line_takes_prompts(run, tmp_path) -> None:
 
 
 def test_a_captioned_bundle_is_judged(run, cached, tmp_path) -> None:
-    from sfumato.recipes.judge import Bench, prompts_like, sampling_cost
+    from sfumato.recipes.bench import Bench, prompts_like, sampling_cost
 
     bench = Bench(run / "model")
     prompts = prompts_like(bench.train, 40)
