@@ -29,8 +29,8 @@ from sfumato.domains.images import Images
 from sfumato.evaluation.features import build_features, in_batches, to_unit
 from sfumato.evaluation.metrics import agreement, kernel
 from sfumato.model import Model
-from sfumato.recipes.finetune import finetune, finetune_recipe
 from sfumato.recipes.bench import Bench
+from sfumato.recipes.finetune import finetune, finetune_recipe
 from sfumato.training import Callback
 
 CONTENDERS: dict[str, dict] = {

@@ -57,12 +57,15 @@ def toy(*the_ways: ways.Way) -> sources.NamedSource:
 
 def test_cards_are_complete() -> None:
     for card in list_sources():
-        assert all((card.licence, card.origin, card.citation, card.description, card.count, card.classes))
+        assert all((card.licence, card.origin, card.citation, card.description, card.count))
         source = sources.named(card.name)
         assert way_names(card.name)[0] == "cache"
         for digest, size in source.files.values():
             assert len(digest) == 64
             assert size > 0
+        if source.opens is not None:  # captioned, and packed in archives
+            continue
+        assert card.classes
         assert {f for split in source.splits.values() for f in split} == set(source.files)
         pictures = sum(source.files[images][1] - 16 for images, _ in source.splits.values())
         assert pictures == card.count * card.size[0] * card.size[1]

@@ -32,11 +32,11 @@ CUTOFF = 1e-4
 
 
 def _gain(s: Tensor, damping: Any, y: Tensor, cutoff: float) -> Tensor:
-    """s / (s^2 + d), 0 where s counts as zero; (batch, *s.shape) where d differs by sample."""
-    kept = s > cutoff * s.max()
-    safe = torch.where(kept, s, 1.0)
-    d = damping.to(s).reshape(-1, *[1] * s.ndim) if isinstance(damping, Tensor) and damping.ndim else damping
-    return torch.where(kept, safe / (safe * safe + d), 0.0).to(y.dtype)
+    """s / (s^2 + d), (batch, *s.shape) where d differs by sample; 0 where d = 0 and s counts as zero."""
+    d = torch.as_tensor(damping, dtype=torch.float64).to(s)
+    d = d.reshape(-1, *[1] * s.ndim) if d.ndim else d
+    kept = (s > cutoff * s.max()) | (d > 0)
+    return torch.where(kept, s / torch.where(kept, s * s + d, 1.0), 0.0).to(y.dtype)
 
 
 class Identity(LinearOperator):

@@ -7,7 +7,6 @@ belong to the main thread of a process: in any other thread nothing is installed
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -27,7 +26,9 @@ class Interrupts:
         del frame
         if self.signal and number == signal.SIGINT:
             self._restore()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(
+                number
+            )  # to this thread: sent to the process, it may come late by way of another
         self.signal = signal.Signals(number).name
 
     def _restore(self) -> None:
