@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from . import __version__
-from .bundle import LARGEST_JSON, _digest, _pickled
+from .bundle import LARGEST_JSON, _digest, _pickled, describe
 from .errors import BundleError, RunError
 from .files import folder_atomically, opened, reason
 from .personal import Adapter
@@ -64,15 +64,7 @@ def save_adapter(
                 "files": {"weights.safetensors": digest},
             }
             record.pop("sha256", None)
-            record = json.loads(json.dumps(record))
-            record["sha256"] = _digest(record)
-            with opened(aside / "adapter.json") as file:
-                file.write(json.dumps(record, indent=1).encode())
-            if card is not None:
-                (aside / "README.md").write_text(card, encoding="utf-8")
-            for name, content in (figures or {}).items():
-                (aside / "figures").mkdir(exist_ok=True)
-                (aside / "figures" / name).write_bytes(content)
+            record = describe(aside / "adapter.json", record, card, figures)
     except OSError as error:
         raise RunError(f"could not write the adapter {folder}: {reason(error)}") from error
     return record

@@ -53,6 +53,22 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def describe(
+    path: Path, record: Mapping[str, Any], card: str | None, figures: Mapping[str, bytes] | None
+) -> dict[str, Any]:
+    """Write a record with its SHA-256 to `path`, beside it the card and the pictures it shows; returns the record."""
+    signed = json.loads(json.dumps(record))  # what is hashed is what will be read
+    signed["sha256"] = _digest(signed)
+    with opened(path) as file:
+        file.write(json.dumps(signed, indent=1).encode())
+    if card is not None:
+        path.with_name("README.md").write_text(card, encoding="utf-8")
+    for name, content in (figures or {}).items():
+        path.with_name("figures").mkdir(exist_ok=True)
+        (path.with_name("figures") / name).write_bytes(content)
+    return signed
+
+
 def save(
     model: Model,
     folder: str | Path,
@@ -106,15 +122,7 @@ def save(
             }
             if text is not None:
                 record["text"] = dict(text)
-            record = json.loads(json.dumps(record))  # what is hashed is what will be read
-            record["sha256"] = _digest(record)
-            with opened(aside / "bundle.json") as file:
-                file.write(json.dumps(record, indent=1).encode())
-            if card is not None:
-                (aside / "README.md").write_text(card, encoding="utf-8")
-            for name, content in (figures or {}).items():
-                (aside / "figures").mkdir(exist_ok=True)
-                (aside / "figures" / name).write_bytes(content)
+            record = describe(aside / "bundle.json", record, card, figures)
     except OSError as error:
         raise RunError(f"could not write the bundle {folder}: {reason(error)}") from error
     return record

@@ -163,12 +163,16 @@ def sample(  # noqa: PLR0913 (the options of a command)
     }
     labels = model.conditions.labels(condition["label"], number) if "label" in condition else None
 
+    place_of = {
+        index: place for place, index in reversed(list(enumerate(chosen)))
+    }  # the first, if one comes twice
+
     def put(samples: Tensor, names: Sequence[int]) -> tuple[list[Path], Tensor, list[int]]:
         """Write what a filter lets pass of these samples; also its samples, and their places among the chosen."""
         failed = None
         if screen is not None:
             samples, names, failed = screen(model.domain, samples, names)
-        places = [list(chosen).index(index) for index in names]
+        places = [place_of[index] for index in names]
         paths = []
         for sample, index, place in zip(samples, names, places, strict=True):
             one = None if labels is None else labels[place : place + 1]

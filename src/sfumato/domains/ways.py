@@ -147,8 +147,8 @@ def _run(command: list[str], folder: Path, timeout: float = 900) -> str | None:
 class NpmPackage:
     """Packages of the npm registry, each kept as the tarball it comes as: by `npm pack`, or over HTTP without npm.
 
-    packages: (name, version). The registry is the one that npm is set up for (its own configuration, or the variable
-    npm_config_registry), else the public one. No package is installed, and none of its scripts are run.
+    packages: (name, version). The registry is the one that npm is set up for; without npm the variable
+    npm_config_registry says which. No package is installed, and none of its scripts are run.
     """
 
     packages: tuple[tuple[str, str], ...]
@@ -174,9 +174,14 @@ MAX_DOWNLOAD = 1 << 30
 
 
 def npm_registry() -> str:
-    """The address of the npm registry: `npm_config_registry` in the environment, in any case, or the public one."""
+    """The address of the npm registry without npm: `npm_config_registry` in the environment, in any case.
+
+    Raises Unavailable if it is not set.
+    """
     own = {name.lower(): value for name, value in os.environ.items()}.get("npm_config_registry")
-    return (own or "https://registry.npmjs.org").rstrip("/")
+    if not own:
+        raise Unavailable("npm is not installed, and npm_config_registry does not say where its packages are")
+    return own.rstrip("/")
 
 
 def _download(package: str, version: str) -> bytes:
