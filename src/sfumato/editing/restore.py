@@ -21,7 +21,7 @@ pixels are kept to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,7 @@ from ..solvers import (
     Solver,
     Steering,
     Unfinished,
+    filled,
     sample,
     values_of,
 )
@@ -195,12 +196,7 @@ def build_method(kind: str) -> Method:
     """
     name, config = values_of(kind)
     cls = METHODS[choose(name, METHODS, "method", SolverError)]
-    for key in config:
-        choose(key, [field.name for field in fields(cls)], f"value of the {name} method", SolverError)
-    try:
-        return cls(**config)
-    except TypeError as error:  # a word compared with a number
-        raise SolverError(f"the {name} method cannot be made of {config}: {error}") from None
+    return filled(cls, config, f"{name} method")
 
 
 def sample_posterior(

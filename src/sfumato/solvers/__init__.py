@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -104,12 +105,17 @@ def build_solver(kind: str, **config: Any) -> Solver:
     cls = Tuned if kind == Tuned.kind else SOLVERS[choose(kind, SOLVERS, "solver", SolverError)]
     if isinstance(config.get("predictor"), dict):
         config["predictor"] = build_solver(**config["predictor"])
+    return filled(cls, config, f"{kind} solver")
+
+
+def filled(cls: Any, config: Mapping[str, Any], what: str) -> Any:
+    """A frozen dataclass with these values. Raises SolverError for a name or value that it does not have."""
     for name in config:
-        choose(name, [field.name for field in fields(cls)], f"value of the {kind} solver", SolverError)
+        choose(name, [field.name for field in fields(cls)], f"value of the {what}", SolverError)
     try:
         return cls(**config)
     except TypeError as error:  # a word compared with a number
-        raise SolverError(f"the {kind} solver cannot be made of {config}: {error}") from None
+        raise SolverError(f"the {what} cannot be made of {config}: {error}") from None
 
 
 __all__ = [
