@@ -15,13 +15,26 @@ from typing import Any
 
 from torch import nn
 
+from .autoencoder import AutoEncoder, PatchCritic, RandomFeatures
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
 from .unet import UNet, fold, unfold
 
-__all__ = ["KINDS", "Conditioning", "DiT", "FourierFeatures", "UNet", "build", "fold", "unfold"]
+__all__ = [
+    "KINDS",
+    "AutoEncoder",
+    "Conditioning",
+    "DiT",
+    "FourierFeatures",
+    "PatchCritic",
+    "RandomFeatures",
+    "UNet",
+    "build",
+    "fold",
+    "unfold",
+]
 
-KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT}
+KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "autoencoder": AutoEncoder}
 
 
 def build(kind: str, **config: Any) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import RecipeError, choose
 from ..processes import Langevin
+from .autoencoding import Apprentice, Autoencoding
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .denoising import Batch, Denoising, Objective, drop_condition
 from .phase import PhaseScoreMatching
@@ -26,6 +27,8 @@ __all__ = [
     "SNR",
     "TIMES",
     "WEIGHTINGS",
+    "Apprentice",
+    "Autoencoding",
     "Batch",
     "Bound",
     "Denoising",
