@@ -7,7 +7,6 @@ picture as sample 7 drawn alone, whatever the batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
 from .conditions import Conditions, spread_labels
 from .denoisers import ClassifierFree, Denoiser, Denoises
 from .domains.images import Images
@@ -49,6 +49,8 @@ class Model:
 
     info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
     tuned: solvers fitted to it, which `sample` uses for their steps unless it is given a solver or grid.
+    codec: between pictures and what the denoiser makes; the identity by default. Raises BundleError if its latents are
+    not the denoiser's.
     """
 
     denoiser: Denoiser
@@ -56,6 +58,16 @@ class Model:
     sampling: Sampling
     info: dict[str, Any] = field(default_factory=dict)
     tuned: tuple[Tuned, ...] = ()
+    codec: Codec = IDENTITY
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, IdentityCodec):
+            check_latents(self.codec, self.domain.shape, self.denoiser.network)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of what the denoiser makes: of a latent, or of a picture without a codec."""
+        return self.codec.shape(self.domain.shape)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,11 +95,7 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the network's weights, names and shapes included."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.denoiser.network.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.denoiser.network)
 
     def plan(
         self,
@@ -164,7 +172,7 @@ class Model:
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
-        x = process.prior(weights.new_empty(trajectories, *self.domain.shape), noise.at(1), noisiest(process))
+        x = process.prior(weights.new_empty(trajectories, *self.latent_shape), noise.at(1), noisiest(process))
         condition = None
         if self.classes:
             condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}
@@ -211,7 +219,8 @@ class Model:
         to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
-        callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
+        callback(done, total, x, prediction): called after each step; done and total count steps over all batches. Under a
+        codec x and prediction are of latents, which `codec.decode` makes pictures of.
         Raises `solvers.Unfinished`, which holds the samples that were finished, if sampling fails in a later batch.
         """
         if start is not None and count is None and indices is None:
@@ -257,13 +266,15 @@ class Model:
             }
             try:
                 if start is None:
-                    drawn.append(sample(denoiser, noises[k], self.domain.shape, like=weights, **settings))
+                    made = sample(denoiser, noises[k], self.latent_shape, like=weights, **settings)
                 else:
-                    drawn.append(sample_from(denoiser, start[0][part].to(weights), noises[k], **settings))
+                    given_x = self.codec.encode(start[0][part].to(weights))
+                    made = sample_from(denoiser, given_x, noises[k], **settings)
+                drawn.append(self.codec.decode(made))
             except SolverError as error:
                 own = error if isinstance(error, Unfinished) else Unfinished(str(error), (), weights)
                 kept = (
-                    torch.cat([*drawn, *([own.samples] if own.finished else [])])
+                    torch.cat([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
                     if begin or own.finished
                     else None
                 )
@@ -285,8 +296,14 @@ class Model:
         """log p(x | condition) in nats, of what the unguided flow draws; see `solvers.log_likelihood`.
 
         x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
-        costs a backward pass for each number of a picture, or at least 4 random ones of a seed.
+        costs a backward pass for each number of a picture, or at least 4 random ones of a seed. Raises BundleError for a
+        model of latents, which gives none to pictures.
         """
+        if not isinstance(self.codec, IdentityCodec):
+            raise BundleError(
+                "a model of latents has no log-likelihood of pictures: decoding is not invertible, so no density carries "
+                "over (that of latents: solvers.log_likelihood of model.denoiser at model.codec.encode(x))"
+            )
         given = self.conditions.tensors(condition, len(x))
         given = given and {name: value.to(x.device) for name, value in given.items()}
         noise = Noise(seed, len(x))

@@ -149,6 +149,12 @@ class ImageData:
             batch["condition"] = {"label": torch.from_numpy(self.labels[rows])}
         return batch
 
+    def mirrored(self, count: int, seed: int = 0, images_seen: int = 0) -> np.ndarray:
+        """Which of the `count` pictures of such a batch are mirrored, bool (count,)."""
+        if not self.domain.flip:
+            return np.zeros(count, dtype=bool)
+        return (keyed_words(seed, _AUGMENT, images_seen, count) >> np.uint64(63)).astype(bool)
+
     def tensor(self, indices: Any = None) -> Tensor:
         """Pictures, float32 (n, c, h, w) in [−1, 1], unaugmented; all of them, or those at `indices`."""
         rows = self._rows(np.arange(len(self)) if indices is None else indices)

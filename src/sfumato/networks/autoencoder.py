@@ -288,7 +288,9 @@ class RandomFeatures(nn.Module):
         widths = [in_channels, *(width * 2**level for level in range(levels))]
         for level, (a, b) in enumerate(itertools.pairwise(widths)):
             filters = torch.randn(b, a, 3, 3, generator=generator)
-            filters = filters - filters.mean((2, 3), keepdim=True) if not level else filters  # edges, not greys
+            filters = (
+                filters - filters.mean((2, 3), keepdim=True) if not level else filters
+            )  # edges, not greys
             self.register_buffer(f"filters{level}", filters / math.sqrt(9 * a / 2), persistent=False)
         self.depth = levels
 

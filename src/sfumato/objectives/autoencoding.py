@@ -1,9 +1,11 @@
 """What an autoencoder minimises: its reconstruction's error in pixels and features, against a critic, plus a KL.
 
-    L = mean |x - x^|  +  w_p sum_l mean |phi_l(x) - phi_l(x^)|^2  +  w_k KL / dim  +  [C(x^) - C(x)]
+    L = mean |x - x^|  +  w_p mean_l mean |phi_l(x) - phi_l(x^)|^2 / n_l  +  w_k KL / dim  +  [C(x^) - C(x)]
 
-with phi_l the features of a fixed network, each pixel's vector scaled to length 1 (Zhang et al. 2018, without their
-learned weights), and C the critic (networks/autoencoder.py).
+with phi_l(x) the maps of a fixed network and C the critic (networks/autoencoder.py). Each place of a map counts by
+n_l = |phi_l(x)|^2 + (its mean over the map): features of all sizes count alike, as where vectors are scaled to length 1
+(Zhang et al. 2018), but flat parts of a picture, whose features are nearly 0, do not turn the least error into a large
+one. (Scaled to length 1 they did: see docs/log.md.)
 
 *One optimiser for two players.* The critic lowers C(x^) - C(x), the autoencoder must raise C(x^). The reconstruction
 reaches the two through `reverse`, which is the identity forwards and sends back, for each example,
@@ -81,12 +83,15 @@ class Apprentice(nn.Module):
         return self
 
 
-def perceptual(features: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mean over maps of the mean squared distance of unit feature vectors, (batch,); 0 for equal, 2 for opposed."""
+def perceptual(features: nn.Module, made: Tensor, x: Tensor) -> Tensor:
+    """The mean over maps of |phi(x) - phi(made)|^2 / (|phi(x)|^2 + its mean over the map), (batch,)."""
+    with torch.no_grad():
+        true = features(x)
     found = []
-    for a, b in zip(features(x), features(y), strict=True):
-        a, b = (m * torch.rsqrt(m.square().sum(1, keepdim=True) + 1e-6) for m in (a, b))
-        found.append((a - b).square().sum(1).flatten(1).mean(1))
+    for a, b in zip(features(made), true, strict=True):
+        energy = b.square().sum(1)
+        size = energy + energy.mean((1, 2), keepdim=True) + 1e-6
+        found.append(((a - b).square().sum(1) / size).flatten(1).mean(1))
     return torch.stack(found).mean(0)
 
 
