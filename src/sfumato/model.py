@@ -219,8 +219,8 @@ class Model:
         to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
-        callback(done, total, x, prediction): called after each step; done and total count steps over all batches. Under a
-        codec x and prediction are of latents, which `codec.decode` makes pictures of.
+        callback(done, total, x, prediction): called after each step; done and total count steps over all batches. Under
+        a codec x and prediction are of latents, which `codec.decode` makes pictures of.
         Raises `solvers.Unfinished`, which holds the samples that were finished, if sampling fails in a later batch.
         """
         if start is not None and count is None and indices is None:
@@ -296,13 +296,13 @@ class Model:
         """log p(x | condition) in nats, of what the unguided flow draws; see `solvers.log_likelihood`.
 
         x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
-        costs a backward pass for each number of a picture, or at least 4 random ones of a seed. Raises BundleError for a
-        model of latents, which gives none to pictures.
+        costs a backward pass for each number of a picture, or at least 4 random ones of a seed. Raises BundleError for
+        a model of latents, which gives none to pictures.
         """
         if not isinstance(self.codec, IdentityCodec):
             raise BundleError(
-                "a model of latents has no log-likelihood of pictures: decoding is not invertible, so no density carries "
-                "over (that of latents: solvers.log_likelihood of model.denoiser at model.codec.encode(x))"
+                "a model of latents has no log-likelihood of pictures: decoding is not invertible, so no density "
+                "carries over (that of latents: solvers.log_likelihood of model.denoiser at model.codec.encode(x))"
             )
         given = self.conditions.tensors(condition, len(x))
         given = given and {name: value.to(x.device) for name, value in given.items()}

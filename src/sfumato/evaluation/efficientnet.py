@@ -81,8 +81,8 @@ class EarlyFeatures(nn.Module):
     """The network's maps at 1/2, 1/4 and 1/8 of a picture's size: what a reconstruction is compared in while training.
 
     (batch, 1 or 3, h, w) in [-1, 1] -> [(batch, 16, h/2, w/2), (batch, 24, h/4, w/4), (batch, 40, h/8, w/8)], at the
-    picture's own size. Judging by this network's last features what was trained on its first is too kind: read the other
-    figures too. Raises as `EfficientNetFeatures`.
+    picture's own size. To judge by this network's last features what was trained on its first is too kind: read the
+    other figures as well. Raises as `EfficientNetFeatures`.
     """
 
     name = "efficientnet-lite0"

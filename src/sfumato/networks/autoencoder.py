@@ -13,9 +13,9 @@ tile by tile, with exactly the result of decoding it whole, in the memory of one
     fsq    z = round(tanh(h(x))) on `levels` values evenly spread in [-1, 1], gradients as if not rounded
 
 (Kingma & Welling 2014, appendix B; Rombach et al. 2022, who quantise by a learned codebook.) Finite scalar quantisation
-(Mentzer et al. 2024, arXiv:2309.15505) was chosen before a codebook: it has no entries that can die, no commitment loss,
-no moving averages, and levels^latent_channels codes without storing one. `decode` rounds what it is given, so small
-errors of a diffusion model over fsq latents vanish.
+(Mentzer et al. 2024, arXiv:2309.15505) was chosen before a codebook: it has no entries that can die, no commitment
+loss, no moving averages, and levels^latent_channels codes without storing one. `decode` rounds what it is given, so
+small errors of a diffusion model over fsq latents vanish.
 
 *Scale.* `encode` answers (z - shift) / scale with one shift and scale a channel, which `set_scale` takes from data, so
 that latents have mean 0 and deviation 1; `decode` undoes it. They are buffers: saved and hashed with the weights.

@@ -5,7 +5,7 @@
 with phi_l(x) the maps of a fixed network and C the critic (networks/autoencoder.py). Each place of a map counts by
 n_l = |phi_l(x)|^2 + (its mean over the map): features of all sizes count alike, as where vectors are scaled to length 1
 (Zhang et al. 2018), but flat parts of a picture, whose features are nearly 0, do not turn the least error into a large
-one. (Scaled to length 1 they did: see docs/log.md.)
+one.
 
 *One optimiser for two players.* The critic lowers C(x^) - C(x), the autoencoder must raise C(x^). The reconstruction
 reaches the two through `reverse`, which is the identity forwards and sends back, for each example,

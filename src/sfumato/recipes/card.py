@@ -77,6 +77,7 @@ def codec_card(
 ) -> str:
     """The card of an autoencoder, with a place for the figures; times: how many fewer numbers its latents have."""
     network, training = codec.network, about["training"]
+    latent = "×".join(map(str, codec.shape(domain.shape)))
     held_out = training.get("held_out_loss")
     losses = recipe["objective"]["losses"]
     return f"""# {recipe["name"]}
@@ -111,7 +112,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 |---|---|
 | network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
 | pictures | {"×".join(map(str, domain.shape))} (channels, height, width) |
-| latents | {"×".join(map(str, codec.shape(domain.shape)))}, {times:.3g} times fewer numbers, {network.bottleneck} bottleneck |
+| latents | {latent}, {times:.3g} times fewer numbers, {network.bottleneck} bottleneck |
 | losses | absolute error, KL × {losses["kl"]:g}, features ({losses["features"]}) × {losses["perceptual"]:g}, \
 critic's share {losses["adversarial"]:g} |
 | trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |

@@ -3,13 +3,13 @@
     sfumato train emoji-codec-128 --out runs/codec                          a bundle of kind "codec"
     sfumato train emoji-latent-128 codec.bundle=runs/codec/model --out ...  a model that holds that codec
 
-The same trainer, data and run folder serve both. What is particular to an autoencoder: it needs no process and no solver;
-in training it has a critic and perceptual features beside it, which the bundle leaves out; and its latents' scale is
-measured in the end, over the training pictures.
+The same trainer, data and run folder serve both. What is particular to an autoencoder: it needs no process and no
+solver; in training it has a critic and perceptual features beside it, which the bundle leaves out; and the scale of its
+latents is measured in the end, over the training pictures.
 
-A latent model is trained on latents that were made once, before the first step, and are kept in memory: of each picture,
-and of its mirror image where the data are mirrored at random. They are made anew when a run is resumed, by the copy of
-the codec that the run folder keeps, so nothing can be stale.
+A latent model is trained on latents that were made once, before the first step, and are kept in memory: of each
+picture, and of its mirror image where the data are mirrored at random. They are made anew when a run is resumed, by the
+copy of the codec that the run folder keeps, so nothing can be stale.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def reconstruction(
 ) -> list[Measure]:
     """How well a codec gives held-out pictures back: PSNR in dB, absolute error, Fréchet and kernel distance.
 
-    Distances are of reconstructions from `reference`, with those of the pictures themselves from it as the floor. PSNR =
-    -10 log10 of a picture's mean squared error on [0, 1], after rounding to 256 levels, averaged over pictures.
+    Distances are of reconstructions from `reference`, with those of the pictures themselves from it as the floor. PSNR
+    = -10 log10 of a picture's mean squared error on [0, 1], after rounding to 256 levels, averaged over pictures.
     """
     from ..evaluation.features import in_batches, to_unit
     from ..evaluation.measure import Measure

@@ -268,7 +268,7 @@ def _built(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examples(data: ImageData, count: int, labelled: bool, codec: Codec) -> tuple[torch.Tensor, Any]:
-    """At most `count` pictures, as a codec has them, in a fixed random order (folders come class by class), and their labels."""
+    """At most `count` pictures, encoded, in a fixed random order (folders come class by class), and their labels."""
     rows = np.random.default_rng(0).permutation(len(data))[:count]
     targets = data.targets
     labels = {"label": torch.from_numpy(targets[rows])} if labelled and targets is not None else None

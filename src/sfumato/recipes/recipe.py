@@ -182,7 +182,8 @@ class Recipe(_Section):
             self.evaluation.bound_images or self.evaluation.likelihood_images
         ):
             raise ValueError(
-                "a model of latents bounds no likelihood of pictures: set evaluation.bound_images and likelihood_images to 0"
+                "a model of latents bounds no likelihood of pictures: set evaluation.bound_images=0 and "
+                "evaluation.likelihood_images=0"
             )
         return self
 

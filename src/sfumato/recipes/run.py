@@ -95,7 +95,8 @@ def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, 
 def set_up(recipe: Recipe, out: Path | None = None) -> Experiment:
     """Read the data and build every part of a recipe; the initial weights are keyed by `training.seed`.
 
-    out: the run folder, which may keep a codec already. Raises DataError, RecipeError or SolverError in one line for what does not fit.
+    out: the run folder, which may keep a codec already.
+    Raises DataError, RecipeError or SolverError in one line for what does not fit.
     """
     data, held = read_data(recipe)
     domain = data.domain
