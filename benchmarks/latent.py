@@ -6,7 +6,8 @@
 A codec is trained first (factor 4, 8 times fewer numbers). Then the two diffusion models are trained in turns, a slice
 of the clock each, so that a machine that is busy is busy for both; after each slice its averaged weights are judged:
 Fréchet distance of samples from training pictures, the floor being that of held-out ones. Bar: the latent run is at the
-pixel run's last distance in at most half the time. The codec's own time is printed, and the ratio with it included.
+pixel run's last distance in at most half the time. The codec's own time,
+with that of making the latents once, is printed, and the ratio with it included.
 
 Both networks are U-Nets of the same width whose arithmetic is at the same two resolutions, size / 4 and size / 8; the
 pixel one has a finer level above them. Learning rates are constant, so that no end is better than another.
@@ -17,17 +18,20 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfumato.bundle import load_codec
 from sfumato.evaluation.evaluate import Judge, Settings
 from sfumato.evaluation.features import build_features
 from sfumato.evaluation.receipts import machine, versions
 from sfumato.recipes import recipe_from
+from sfumato.recipes.codec import LatentData, write_codec
 from sfumato.recipes.judge import _Labelled, labels_like
-from sfumato.recipes.run import read_data, train
+from sfumato.recipes.run import _about, read_data, train
 from sfumato.training import Callback, Interrupted
 
 NEVER = 10**9  # images: the clock ends these runs
@@ -37,11 +41,10 @@ class Until(Callback):
     """Ends a run after so many seconds of its own clock, as Ctrl-C would: saved, and to be gone on with."""
 
     def __init__(self, seconds: float):
-        self.seconds, self.began = seconds, None
+        self.seconds = seconds
+        self.began: float | None = None
 
     def on_step(self, images: int, total: int, loss: float, speed: float, left: float) -> None:
-        import time
-
         self.began = time.monotonic() if self.began is None else self.began
         if time.monotonic() - self.began >= self.seconds:
             self.seconds = float("inf")
@@ -86,9 +89,6 @@ def recipes(given: argparse.Namespace) -> dict[str, Any]:
 
 def train_codec(given: argparse.Namespace, values: dict[str, Any]) -> float:
     """Train the codec by the clock and write its bundle; returns its seconds."""
-    from sfumato.recipes.codec import write_codec
-    from sfumato.recipes.run import _about
-
     recipe = recipe_from(values)
     codec, result = train(
         recipe, given.work / "codec", resume=True, callbacks=[Until(60 * given.codec_minutes)]
@@ -120,8 +120,12 @@ def main() -> None:
     given = parser.parse_args()
     every = recipes(given)
     spent = train_codec(given, every.pop("codec"))
-    print(f"codec: {spent:.0f} s")
     train_data, held = read_data(recipe_from(every["pixel"]))
+    began = time.monotonic()
+    LatentData.of(train_data, load_codec(given.work / "codec" / "model"))
+    encoding = time.monotonic() - began
+    print(f"codec: {spent:.0f} s; making the latents once: {encoding:.0f} s")
+    spent += encoding
     features = build_features(
         given.features, train=_Labelled(train_data), held=_Labelled(held), folder=given.work / "features"
     )

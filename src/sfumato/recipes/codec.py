@@ -111,7 +111,8 @@ def codec_of(recipe: Recipe, out: Path | None = None) -> Codec:
 def keep_codec(codec: Codec, domain: Images, out: Path) -> None:
     """Put a copy of a codec into a run folder."""
     if isinstance(codec, LatentCodec) and not (out / "codec" / "bundle.json").is_file():
-        bundle.save_codec(codec, domain, out / "codec", recipe=codec.info.get("recipe", {}))
+        made = {name: codec.info.get(name, {}) for name in ("recipe", "data", "training")}
+        bundle.save_codec(codec, domain, out / "codec", **made)
 
 
 def set_up_codec(recipe: Recipe, domain: Images) -> tuple[Apprentice, Autoencoding]:

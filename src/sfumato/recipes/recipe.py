@@ -105,7 +105,7 @@ class LossesConfig(_Section):
     """Weight of the distance in features."""
     features: Literal["efficientnet-lite0", "random"] = "random"
     """Which features: early ones of EfficientNet-Lite0 (extra "efficientnet"), or fixed random filters."""
-    adversarial: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    adversarial: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Length of the critic's part of the gradient, as a share of all others'; 0: no critic."""
 
 
