@@ -328,7 +328,7 @@ def _first(error: ValidationError) -> str:
         text = (
             f"{name or 'a value'} = {first['input']!r}: {said}"
             if not isinstance(first["input"], dict)
-            else f"{name}: {said}"
+            else f"{name}: {said}".removeprefix(": ")
         )
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return text + more
