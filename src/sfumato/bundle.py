@@ -3,6 +3,7 @@
     model/
       bundle.json            network, process, row, domain, sampling, recipe, data card, versions, hashes
       weights.safetensors    the averaged weights
+      codec.safetensors      of a model of latents: the autoencoder that makes pictures of them
       README.md              the model card, written by the run
       figures/               the pictures that the card shows
       tuned.json             solvers fitted to these weights by `sfumato tune`, if it was asked to
@@ -11,6 +12,9 @@ There is no code in it: the network is named, and its JSON configuration goes to
 checks before it builds: the JSON carries a SHA-256 of itself and of the weights, and a bundle that was truncated,
 edited or never was one is refused in one line that says what is wrong. It is written aside and renamed, so that a full
 disk or a kill leaves the old bundle or the new one.
+
+A trained autoencoder is a bundle too, of kind "codec": `save_codec` writes it, `load_codec` reads it, or the codec of a
+model of latents.
 
 Tuned solvers stand in a file of their own, with a SHA-256 of its own: a model that has been tuned is the same model,
 and what receipts say of it still holds.
@@ -32,12 +36,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from . import __version__
+from .codec import IDENTITY, LatentCodec
 from .denoisers import Classifier, Denoiser
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
 from .files import folder_atomically, opened, reason, write_json
 from .model import Model, Sampling
-from .networks import build
+from .networks import AutoEncoder, build
 from .processes import build_process
 from .solvers import Tuned
 from .solvers.tuning import Tuning
@@ -87,13 +92,74 @@ def save(
     guidable: whether conditions were dropped in training. text: the encoder of a model that is asked by captions, its
     name, dim, limit and hash. Raises RunError if the folder cannot be written.
     """
-    network = model.denoiser.network
-    folder = Path(folder)
+    network, codec = model.denoiser.network, model.codec
+    about = {
+        "network": {"kind": network.kind, "config": network.config},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "process": model.denoiser.process.to_json(),
+        "denoiser": {
+            "parameterisation": model.denoiser.parameterisation,
+            "learned_variance": model.denoiser.learned_variance,
+        },
+        "domain": model.domain.to_json(),
+        "sampling": model.sampling.to_json(),
+        "guidable": guidable and bool(model.info.get("guidable", True)),
+        "adapters": model.info.get("adapters", []),
+        "words": {name: word.tolist() for name, word in model.words.items()},
+    }
+    if text is not None:
+        about["text"] = dict(text)
+    networks = {"weights.safetensors": network}
+    if isinstance(codec, LatentCodec):
+        about["codec"] = _of_codec(codec)
+        networks["codec.safetensors"] = codec.network
+    about |= {"recipe": dict(recipe or {}), "data": dict(data or {}), "training": dict(training or {})}
+    return _write(Path(folder), about, networks, card, figures or {})
+
+
+def save_codec(
+    codec: LatentCodec,
+    domain: Images,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    figures: Mapping[str, bytes] | None = None,
+    **made: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write an autoencoder as a bundle of kind "codec" and return its record; otherwise as `save`.
+
+    made: recipe, data, training, as there.
+    """
+    about = {"kind": "codec", **_of_codec(codec), "domain": domain.to_json()}
+    about |= {name: dict(made.get(name) or {}) for name in ("recipe", "data", "training")}
+    return _write(Path(folder), about, {"weights.safetensors": codec.network}, card, figures or {})
+
+
+def _of_codec(codec: LatentCodec) -> dict[str, Any]:
+    """What a record says of a codec."""
+    return {
+        "network": {"kind": codec.network.kind, "config": codec.network.config},
+        "parameters": sum(p.numel() for p in codec.network.parameters()),
+        "fingerprint": codec.fingerprint,
+        "name": codec.info.get("recipe", {}).get("name", codec.info.get("name", "")),
+    }
+
+
+def _write(
+    folder: Path,
+    about: Mapping[str, Any],
+    networks: Mapping[str, Any],
+    card: str | None,
+    figures: Mapping[str, bytes],
+) -> dict[str, Any]:
+    """Write the weights of networks, the record that describes and hashes them, the card and its figures; atomic."""
     try:
         with folder_atomically(folder) as aside:
-            with opened(aside / "weights.safetensors") as file:
-                weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-                digest = write_safetensors(file, weights, {"format": FORMAT})
+            digests = {}
+            for name, network in networks.items():
+                with opened(aside / name) as file:
+                    weights = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+                    digests[name] = write_safetensors(file, weights, {"format": FORMAT})
             record: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -103,25 +169,9 @@ def save(
                     "torch": str(torch.__version__),
                     "python": platform.python_version(),
                 },
-                "network": {"kind": network.kind, "config": network.config},
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "process": model.denoiser.process.to_json(),
-                "denoiser": {
-                    "parameterisation": model.denoiser.parameterisation,
-                    "learned_variance": model.denoiser.learned_variance,
-                },
-                "domain": model.domain.to_json(),
-                "sampling": model.sampling.to_json(),
-                "guidable": guidable and bool(model.info.get("guidable", True)),
-                "adapters": model.info.get("adapters", []),
-                "words": {name: word.tolist() for name, word in model.words.items()},
-                "recipe": dict(recipe or {}),
-                "data": dict(data or {}),
-                "training": dict(training or {}),
-                "files": {"weights.safetensors": digest},
+                **about,
+                "files": digests,
             }
-            if text is not None:
-                record["text"] = dict(text)
             record = describe(aside / "bundle.json", record, card, figures)
     except OSError as error:
         raise RunError(f"could not write the bundle {folder}: {reason(error)}") from error
@@ -166,15 +216,12 @@ def load(folder: str | Path) -> Model:
 
         return replace(load_diffusers(folder), tuned=_solvers(folder))
     record = read_record(folder)
-    path = folder / "weights.safetensors"
-    if not path.is_file():
-        raise BundleError(f"{folder} has no weights.safetensors: the bundle is not whole")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.get("files", {}).get(path.name):
-        kind = " (it is a pickle, which could run code: it was not opened)" if _pickled(content) else ""
+    if record.get("kind") == "codec":
         raise BundleError(
-            f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"
+            f"{folder} holds a codec, which turns pictures into latents and back but makes none: it is read by "
+            f"sfumato.bundle.load_codec, and a model trained on its latents with codec.bundle={folder}"
         )
+    content = _checked(folder, "weights.safetensors", record)
     try:
         process: Any = build_process(**record["process"])
         weights = load_safetensors(content)
@@ -200,12 +247,55 @@ def load(folder: str | Path) -> Model:
             record,
             _solvers(folder),
             {name: torch.tensor(word) for name, word in record.get("words", {}).items()},
+            _codec(folder, "codec.safetensors", record["codec"], record) if "codec" in record else IDENTITY,
         )
+    except BundleError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, SfumatoError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{folder} does not describe a model of this sfumato: {line}") from error
     model.denoiser.eval().requires_grad_(False)
     return model
+
+
+def load_codec(folder: str | Path) -> LatentCodec:
+    """The codec in a bundle: of an autoencoder, or of a model of latents. Raises BundleError as `load` does."""
+    folder = Path(folder)
+    record = read_record(folder)
+    if record.get("kind") == "codec":
+        return _codec(folder, "weights.safetensors", record, record)
+    if "codec" not in record:
+        raise BundleError(f"{folder} holds a model of pictures, which has no codec")
+    return _codec(folder, "codec.safetensors", record["codec"], record)
+
+
+def _codec(folder: Path, name: str, about: Mapping[str, Any], record: Mapping[str, Any]) -> LatentCodec:
+    """The codec whose weights are in a file of a bundle, which its record hashes and a part of it describes."""
+    content = _checked(folder, name, record)
+    try:
+        network: Any = build(about["network"]["kind"], **about["network"]["config"])
+        if not isinstance(network, AutoEncoder):
+            raise BundleError(f"{folder} names a codec of kind {network.kind!r}, which is none")
+        network.load_state_dict(load_safetensors(content))
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{folder} does not describe a codec of this sfumato: {line}") from error
+    network.eval().requires_grad_(False)
+    return LatentCodec(network, dict(about))
+
+
+def _checked(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    """The content of a bundle's file, if it has the SHA-256 that the record states."""
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{folder} has no {name}: the bundle is not whole")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.get("files", {}).get(name):
+        kind = " (it is a pickle, which could run code: it was not opened)" if _pickled(content) else ""
+        raise BundleError(
+            f"{path} is not the file that bundle.json describes: truncated, edited or swapped{kind}"
+        )
+    return content
 
 
 def save_tuned(folder: str | Path, found: Tuning) -> Path:

@@ -37,15 +37,16 @@ def film(model: Model, count: int, frames: int = 8, **settings: Any) -> tuple[li
             "choose another solver for the film"
         )
     steps = plan.steps
-    shown = min(frames, steps)
-    wanted = {math.ceil((k + 1) * steps / shown) for k in range(shown)}
+    number = min(frames, steps)
+    wanted = {math.ceil((k + 1) * steps / number) for k in range(number)}
     shots: list[Tensor] = []
     captions: list[str] = []
 
     def keep(done: int, total: int, x: Tensor, prediction: Prediction | None) -> None:
         if done in wanted:
             guess = None if done == total else prediction
-            shots.append((model.denoiser.process.data(x) if guess is None else guess.x0).clone())
+            shown = model.denoiser.process.data(x) if guess is None else guess.x0
+            shots.append(model.codec.decode(shown).clone())
             captions.append("sample" if guess is None else f"t = {guess.level.time:.2f}")
 
     model.sample(None if settings.get("indices") else count, callback=keep, batch=count, **settings)

@@ -8,7 +8,6 @@ picture as sample 7 drawn alone, whatever the batch.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
 from .conditions import Conditions, spread_labels
 from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance, build_guidance
 from .domains.images import Images
@@ -52,6 +52,8 @@ class Model:
     info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
     tuned: solvers fitted to it, which `sample` uses for their steps unless it is given a solver or grid.
     words: what its adapters taught it to be asked for in prompts, (tokens, text_dim) by name; see `personal.spoken`.
+    codec: between pictures and what the denoiser makes; the identity by default. Raises BundleError if its latents are
+    not the denoiser's.
     """
 
     denoiser: Denoiser
@@ -60,6 +62,16 @@ class Model:
     info: dict[str, Any] = field(default_factory=dict)
     tuned: tuple[Tuned, ...] = ()
     words: dict[str, Tensor] = field(default_factory=dict)
+    codec: Codec = IDENTITY
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, IdentityCodec):
+            check_latents(self.codec, self.domain.shape, self.denoiser.network)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of what the denoiser makes: of a latent, or of a picture without a codec."""
+        return self.codec.shape(self.domain.shape)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -100,11 +112,7 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the network's weights, names and shapes included."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.denoiser.network.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.denoiser.network)
 
     def with_adapters(self, adapters: Sequence[Adapter | tuple[Adapter, float]]) -> Model:
         """A new model with adapters added to its weights, each times its weight (default 1); this one is untouched.
@@ -135,7 +143,9 @@ class Model:
             for adapter, weight in pairs
         ]
         domain = replace(self.domain, classes=tuple(classes))
-        return Model(denoiser.eval().requires_grad_(False), domain, self.sampling, info, words=words)
+        return Model(
+            denoiser.eval().requires_grad_(False), domain, self.sampling, info, words=words, codec=self.codec
+        )
 
     def plan(
         self,
@@ -212,7 +222,7 @@ class Model:
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
-        x = process.prior(weights.new_empty(trajectories, *self.domain.shape), noise.at(1), noisiest(process))
+        x = process.prior(weights.new_empty(trajectories, *self.latent_shape), noise.at(1), noisiest(process))
         condition = None
         if self.classes:
             condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}
@@ -263,7 +273,8 @@ class Model:
         `lambda d: ScoreGuided(d, score)`; a tuned solver, which knows nothing of it, is then used only if asked for.
         batch: how many are held in memory at once; it does not change them.
         An adaptive solver goes by its tolerance: it takes no steps, and of a grid the ends.
-        callback(done, total, x, prediction): called after each step; done and total count steps over all batches.
+        callback(done, total, x, prediction): called after each step; done and total count steps over all batches. Under
+        a codec x and prediction are of latents, which `codec.decode` makes pictures of.
         Raises `solvers.Unfinished`, which holds the samples that were finished, if sampling fails in a later batch.
         """
         if start is not None and count is None and indices is None:
@@ -312,13 +323,15 @@ class Model:
             }
             try:
                 if start is None:
-                    drawn.append(sample(denoiser, noises[k], self.domain.shape, like=weights, **settings))
+                    made = sample(denoiser, noises[k], self.latent_shape, like=weights, **settings)
                 else:
-                    drawn.append(sample_from(denoiser, start[0][part].to(weights), noises[k], **settings))
+                    given_x = self.codec.encode(start[0][part].to(weights))
+                    made = sample_from(denoiser, given_x, noises[k], **settings)
+                drawn.append(self.codec.decode(made))
             except SolverError as error:
                 own = error if isinstance(error, Unfinished) else Unfinished(str(error), (), weights)
                 kept = (
-                    torch.cat([*drawn, *([own.samples] if own.finished else [])])
+                    torch.cat([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
                     if begin or own.finished
                     else None
                 )
@@ -340,8 +353,14 @@ class Model:
         """log p(x | condition) in nats, of what the unguided flow draws; see `solvers.log_likelihood`.
 
         x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
-        costs a backward pass for each number of a picture, or at least 4 random ones of a seed.
+        costs a backward pass for each number of a picture, or at least 4 random ones of a seed. Raises BundleError for
+        a model of latents, which gives none to pictures.
         """
+        if not isinstance(self.codec, IdentityCodec):
+            raise BundleError(
+                "a model of latents has no log-likelihood of pictures: decoding is not invertible, so no density "
+                "carries over (that of latents: solvers.log_likelihood of model.denoiser at model.codec.encode(x))"
+            )
         given = self.conditions.tensors(condition, len(x))
         given = given and {name: value.to(x.device) for name, value in given.items()}
         noise = Noise(seed, len(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 from ..errors import BundleError
 
 if TYPE_CHECKING:
+    from ..evaluation.measure import Measure
     from ..recipes.judge import Judgement
 
 
@@ -47,18 +49,26 @@ def evaluate(
         return _check(bundle, receipt)
     if bundle is None:
         raise BundleError("which model? for example: sfumato evaluate runs/demo/model")
+    from ..bundle import read_record
     from ..recipes.judge import judge
+    from ..recipes.judge_codec import judge_codec
     from ..recipes.report import write_report
     from .show import Bar, console, say
 
     bundle = bundle if bundle.name not in ("", "..") else bundle.resolve()  # "." is its own parent
     out = out or bundle.parent
+    coded = read_record(bundle).get("kind") == "codec"
+    if coded and (steps or seed is not None):
+        raise BundleError("a codec is judged by its reconstructions, which take no steps and no seed")
     with Bar("evaluating") as bar:
 
         def told(what: str, done: int, total: int) -> None:
             bar.what = what
             bar.update(done, total, what)
 
+        if coded:
+            figures, receipt = judge_codec(bundle, out, samples=samples, progress=told)
+            return _show_codec(figures, receipt)
         found = judge(bundle, out, samples=samples, steps=steps, seed=seed, progress=told, say=say)
     show(found)
     first = found.receipts["quality"][1]
@@ -73,20 +83,35 @@ def evaluate(
     return 0
 
 
-def show(found: Judgement) -> None:
-    """Print the measures, and the comparison of numbers of steps."""
-    from .show import console, table
+def number(value: float | None) -> str:
+    """A figure, or a dash for none."""
+    return "–" if value is None else f"{value:.4g}"
 
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4g}"
+
+def show_measures(measures: Sequence[Measure]) -> None:
+    """Print the measures with their intervals."""
+    from .show import table
 
     def between(low: float | None, high: float | None) -> str:
         return "–" if low == high else f"{number(low)} … {number(high)}"
 
-    rows = [
-        [m.name, number(m.value), between(m.low, m.high), number(m.floor), f"{m.n:,}"] for m in found.measures
-    ]
+    rows = [[m.name, number(m.value), between(m.low, m.high), number(m.floor), f"{m.n:,}"] for m in measures]
     table("", ["figure", "value", "95 % interval", "held-out real data", "samples"], rows)
+
+
+def _show_codec(measures: Sequence[Measure], receipt: Path) -> int:
+    from .show import console
+
+    show_measures(measures)
+    console.print(f"receipt: {receipt}; check it with: sfumato evaluate --receipt {receipt}", soft_wrap=True)
+    return 0
+
+
+def show(found: Judgement) -> None:
+    """Print the measures, and the comparison of numbers of steps."""
+    from .show import console, table
+
+    show_measures(found.measures)
     if found.curve:
         heads = ["steps", "solver", "Fréchet distance", "95 % interval", "held-out real data"]
         points = [
@@ -105,7 +130,7 @@ def show(found: Judgement) -> None:
 
 def _check(bundle: Path | None, path: Path) -> int:
     from ..evaluation.receipts import Receipt
-    from ..recipes.bench import Bench
+    from ..recipes.judge_codec import bench_of
     from .show import Bar, console, table
 
     receipt = Receipt.read(path)
@@ -113,7 +138,7 @@ def _check(bundle: Path | None, path: Path) -> int:
         places = [Path(str(receipt.model.get("folder", ""))), path.resolve().parent.parent / "model"]
         bundle = next((place for place in places if (place / "bundle.json").is_file()), places[0])
     with Bar("computing again") as bar:
-        bench = Bench(bundle, lambda what, done, total: bar.update(done, total, what))
+        bench = bench_of(bundle, lambda what, done, total: bar.update(done, total, what))
         rows = bench.recompute(receipt)
     shown = [
         [row.name, f"{row.stated:.6g}", "–" if row.found is None else f"{row.found:.6g}", row.verdict]

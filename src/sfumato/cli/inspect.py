@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json as js
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model import Model
 
 
 def inspect(bundle: Path, /, *, json: bool = False) -> int:
@@ -16,10 +21,12 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     json
         Print the whole record as JSON instead.
     """
-    from ..bundle import load, read_tuned
+    from ..bundle import load, read_record, read_tuned
     from ..denoisers import build_guidance
     from .show import console, pairs
 
+    if (bundle / "bundle.json").is_file() and read_record(bundle).get("kind") == "codec":
+        return _inspect_codec(bundle, json)
     model = load(bundle)
     record = model.info
     if json:
@@ -49,6 +56,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             "process": f"{model.denoiser.process.schedule}, sigma_data {model.denoiser.process.sigma_data:g}",
             "predicts": record["denoiser"]["parameterisation"],
             "state": "×".join(map(str, model.domain.shape)) + " (channels, height, width), in [-1, 1]",
+            **_latents(model),
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
             f"guidance {build_guidance(plan['guidance']):g}",
@@ -61,4 +69,48 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     )
     if whole:
         console.print("whole: the record and the weights have the SHA-256 that they state")
+    return 0
+
+
+def _latents(model: Model) -> dict[str, str]:
+    """What a model of latents says of its codec."""
+    record = model.info.get("codec")
+    if record is None:
+        return {}
+    shape = "×".join(map(str, model.latent_shape))
+    return {"latents": f"{shape}, decoded by {record['name'] or 'its codec'} ({record['fingerprint'][:12]})"}
+
+
+def _inspect_codec(bundle: Path, json: bool) -> int:
+    """`inspect` of an autoencoder."""
+    from ..bundle import load_codec
+    from ..domains.images import Images
+    from .show import console, pairs
+
+    codec = load_codec(bundle)
+    record: dict[str, Any] = codec.info
+    if json:
+        print(js.dumps(record, indent=1))
+        return 0
+    recipe, data, training = record["recipe"], record["data"].get("train", {}), record["training"]
+    shape = Images.from_json(record["domain"]).shape
+    latent = codec.shape(shape)
+    console.print(f"[bold]{recipe.get('name', bundle.name)}[/bold] {recipe.get('about', '')}")
+    shown = f"{training.get('images', 0):,} shown, {training.get('seconds', 0):,.0f} s"
+    fewer = math.prod(shape) / math.prod(latent)
+    config = ", ".join(f"{k}={v}" for k, v in record["network"]["config"].items())
+    pairs(
+        {
+            "codec": f"{codec.network.kind}, {record['parameters']:,} parameters ({config})",
+            "pictures": "×".join(map(str, shape)) + " (channels, height, width), in [-1, 1]",
+            "latents": "×".join(map(str, latent)) + f", {fewer:.3g} times fewer numbers",
+            "decoded in tiles": f"exactly, with an overlap of {codec.network.halo} latents or more",
+            "trained on": f"{data['name']}: {data['count']:,} pictures, {shown}" if data else "not stated",
+            "licence of data": data.get("licence", "not stated"),
+            "made": record["created"] + " by " + ", ".join(map(" ".join, record["versions"].items())),
+            "latents' SHA-256": record["fingerprint"],
+            "SHA-256": record["sha256"],
+        }
+    )
+    console.print("whole: the record and the weights have the SHA-256 that they state")
     return 0

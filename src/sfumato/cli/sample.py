@@ -256,7 +256,7 @@ def _inspect(model: Model, plan: Sampling, count: int, settings: dict[str, Any],
         f"{plan.solver.kind}, {plan.steps} steps on the {plan.grid.kind} grid, guidance {plan.guidance:g}, "
     )
     title += f"{count} samples"
-    png = picture(recorder, model.domain.pixels, title)
+    png = picture(recorder, lambda x: model.domain.pixels(model.codec.decode(x)), title)
     about = {
         "kind": "sfumato-steps",
         "model": model.info.get("sha256"),

@@ -46,6 +46,7 @@ def train(
         recipe, parse_overrides(overrides)
     )  # before torch is loaded: a slip is answered at once
 
+    from ..codec import LatentCodec
     from ..recipes.run import train as run
     from ..training import Interrupted
     from .show import Bar, Training, console, duration, say
@@ -60,6 +61,10 @@ def train(
     held = "" if result.held_out is None else f", held-out loss {result.held_out:.4f}"
     console.print(f"Trained on {result.images:,} images in {duration(result.seconds)}{held}.")
     console.print(f"The model is in {out / 'model'}. Next:")
+    if isinstance(model, LatentCodec):
+        console.print(f"  sfumato evaluate {out / 'model'}", soft_wrap=True)
+        console.print(f"  sfumato train RECIPE codec.bundle={out / 'model'} --out FOLDER", soft_wrap=True)
+        return 0
     label = f" --label {model.classes[0]!r}" if model.classes else ""
     if model.conditions.examples:
         label = f" --prompt {model.conditions.examples[0]!r}"

@@ -197,6 +197,12 @@ class ImageData:
             condition |= self.texts.batch(shown)
         return {"x": x0, "condition": condition} if condition else {"x": x0}
 
+    def mirrored(self, count: int, seed: int = 0, images_seen: int = 0) -> np.ndarray:
+        """Which of the `count` pictures of such a batch are mirrored, bool (count,)."""
+        if not self.domain.flip:
+            return np.zeros(count, dtype=bool)
+        return (keyed_words(seed, _AUGMENT, images_seen, count) >> np.uint64(63)).astype(bool)
+
     def tensor(self, indices: Any = None) -> Tensor:
         """Pictures, float32 (n, c, h, w) in [−1, 1], unaugmented; all of them, or those at `indices`."""
         rows = self._rows(np.arange(len(self)) if indices is None else indices)

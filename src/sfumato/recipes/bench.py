@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import bundle
+from ..codec import Codec, LatentCodec
 from ..denoisers import Condition
 from ..domains.cache import cache_folder
 from ..domains.image_data import ImageData
@@ -46,6 +47,7 @@ from ..solvers.likelihood import bits_per_dimension
 from .recipe import recipe_from
 from .run import read_data
 
+FEATURED = ("quality", "reconstruction")  # kinds of receipts whose figures are over features
 Progress = Callable[[str, int, int], None]
 
 
@@ -54,7 +56,7 @@ class Bench:
 
     def __init__(self, folder: str | Path, progress: Progress | None = None):
         self.folder = Path(folder)
-        self.model = bundle.load(folder)
+        self.model: Any = self._load(self.folder)
         record = self.model.info
         if not record.get("recipe"):
             raise BundleError(f"{folder} holds no recipe, so it is not known which data it was trained on")
@@ -72,6 +74,9 @@ class Bench:
         self.progress = progress
         self._judge: Judge | None = None
         self._features: Features | None = None
+
+    def _load(self, folder: Path) -> Any:
+        return bundle.load(folder)
 
     @property
     def features(self) -> Features:
@@ -175,7 +180,9 @@ class Bench:
         """Evaluations of the denoiser and GFLOP for one sample: counted, so without an interval."""
         plan = Sampling(*(settings[name] for name in ("solver", "grid", "steps", "guidance")))
         counted = sampling_cost(self.model, 4, 1, plan)
-        nfe, flops = counted.nfe, counted.flops_per_sample or 0
+        nfe, flops, codec = counted.nfe, counted.flops_per_sample or 0, self.model.codec
+        if isinstance(codec, LatentCodec):
+            flops += count_flops(codec.network.decode, torch.zeros(1, *self.model.latent_shape))
         return [
             Measure("evaluations", nfe, nfe, nfe, 4),
             Measure("GFLOP", flops / 1e9, flops / 1e9, flops / 1e9, 4),
@@ -186,17 +193,10 @@ class Bench:
         from ..evaluation.study import Plan, study
 
         made = self._built(settings)
-        plan = Plan(
-            made["solver"],
-            made["grid"],
-            tuple(made["steps"]),
-            made["fine"],
-            made["starts"],
-            made["levels"],
-            made["seed"],
-        )
+        names = ("fine", "starts", "levels", "seed")
+        plan = Plan(made["solver"], made["grid"], tuple(made["steps"]), *(made[name] for name in names))
         held, train = (
-            _examples(data, settings["examples"], bool(self.model.classes))
+            _examples(data, settings["examples"], bool(self.model.classes), self.model.codec)
             for data in (self.held, self.train)
         )
         return study(self.model.denoiser, plan, held, train, progress=self.progress)
@@ -234,7 +234,7 @@ class Bench:
             ("data", self.data_hash),
             (
                 "features",
-                self.features.hash if receipt.sampling.get("what") == "quality" else receipt.features["hash"],
+                self.features.hash if receipt.sampling.get("what") in FEATURED else receipt.features["hash"],
             ),
         ):
             stated = getattr(receipt, what)["hash"]
@@ -248,7 +248,7 @@ class Bench:
         self, measures: Sequence[Measure], settings: dict[str, Any], path: Path, seconds: float
     ) -> Receipt:
         """Write the receipt of some measures."""
-        uses = settings["what"] == "quality"
+        uses = settings["what"] in FEATURED
         receipt = Receipt(
             measures=tuple(measures),
             model={
@@ -281,12 +281,12 @@ def stated(plan: Sampling) -> dict[str, Any]:
     return values
 
 
-def _examples(data: ImageData, count: int, labelled: bool) -> tuple[torch.Tensor, Any]:
-    """At most `count` pictures in a fixed random order (folders come class by class), and their labels."""
+def _examples(data: ImageData, count: int, labelled: bool, codec: Codec) -> tuple[torch.Tensor, Any]:
+    """At most `count` pictures, encoded, in a fixed random order (folders come class by class), and their labels."""
     rows = np.random.default_rng(0).permutation(len(data))[:count]
     targets = data.targets
     labels = {"label": torch.from_numpy(targets[rows])} if labelled and targets is not None else None
-    return data.tensor(rows), labels
+    return codec.encode(data.tensor(rows)), labels
 
 
 class _Labelled:
@@ -321,11 +321,11 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3, plan: Samplin
     """
     condition = model.conditions.in_turn(count)
     plan = plan or model.plan(conditional=bool(condition))
-    x = torch.zeros(1, *model.denoiser.process.state_shape(model.domain.shape))
+    x = torch.zeros(1, *model.denoiser.process.state_shape(model.latent_shape))
     flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(model.conditions.in_turn(1), 1))
     counter = CallCounter(model.denoiser)
     steps = None if isinstance(plan.solver, Driver) else plan.steps
-    counted = Model(counter, model.domain, model.sampling, model.info)  # type: ignore[arg-type]
+    counted = Model(counter, model.domain, model.sampling, model.info, codec=model.codec)  # type: ignore[arg-type]
     return measure_cost(
         lambda: counted.sample(
             count,

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..codec import LatentCodec
+    from ..domains.images import Images
     from ..evaluation.measure import Measure
     from ..model import Model
     from ..personal import Adapter
@@ -22,11 +24,10 @@ def model_card(
     model: Model, recipe: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]
 ) -> str:
     """The card in Markdown, with a place for the figures that `add_measures` fills."""
-    card, network = data["train"], model.denoiser.network
+    network = model.denoiser.network
     channels, height, width = model.domain.shape
     schedule = model.denoiser.process.schedule.to_json()
     plan = model.sampling.to_json()
-    classes = ", ".join(f"{name} ({count:,})" for name, count in card["classes"].items()) or "none"
     held_out = training.get("held_out_loss")
     asked = model.conditions.examples
     example = 'condition={"label": 0}, ' if model.classes else ""
@@ -64,13 +65,89 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
 | process | {schedule["kind"]} schedule, the network predicts `{model.denoiser.parameterisation}` |
 | state | {channels} channel(s), {height}×{width} pixels |
-| labels | {len(model.classes) or "none"} |
+{_codec(model)}| labels | {len(model.classes) or "none"} |
 | text | {f"{text['name']}, {text['limit']} tokens, SHA-256 `{text['hash'][:16]}`" if text else "none"} |
 | trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
 | weights | average over the run: {training["average"]} |
 | held-out loss | {"not measured" if held_out is None else f"{held_out:.5g}"} |
 
-## Data card
+{_data(data)}
+## Limits
+
+The model imitates its training data and whatever is one-sided in them. It was measured on the figures above and on
+nothing else. Whoever publishes it should add what it is for and what it must not be used for.
+"""
+
+
+def codec_card(
+    codec: LatentCodec, domain: Images, times: float, recipe: Mapping[str, Any], about: Mapping[str, Any]
+) -> str:
+    """The card of an autoencoder, with a place for the figures; times: how many fewer numbers its latents have."""
+    network, training = codec.network, about["training"]
+    latent = "×".join(map(str, codec.shape(domain.shape)))
+    held_out = training.get("held_out_loss")
+    losses = recipe["objective"]["losses"]
+    return f"""# {recipe["name"]}
+
+{recipe["about"] or "An autoencoder trained with sfumato."}
+
+![reconstructions](figures/samples.png)
+
+Held-out pictures, and what is left of them.
+
+## Use
+
+```python
+from sfumato.bundle import load_codec
+
+codec = load_codec("model")  # this folder
+z = codec.encode(x)  # x: (batch, {domain.shape[0]}, height, width) in [-1, 1]
+x = codec.decode(z)  # codec.decode(z, tile=32) for large pictures
+```
+
+A diffusion model is trained on its latents by `sfumato train RECIPE codec.bundle=model`.
+
+## Measured
+
+{MEASURES}
+Not yet: `sfumato evaluate` on this folder measures it and writes the figures here.
+{MEASURES}
+
+## Codec
+
+| | |
+|---|---|
+| network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
+| pictures | {"×".join(map(str, domain.shape))} (channels, height, width) |
+| latents | {latent}, {times:.3g} times fewer numbers, {network.bottleneck} bottleneck |
+| losses | absolute error, KL × {losses["kl"]:g}, features ({losses["features"]}) × {losses["perceptual"]:g}, \
+critic's share {losses["adversarial"]:g} |
+| trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |
+| weights | average over the run: {training["average"]} |
+| held-out loss | {"not measured" if held_out is None else f"{held_out:.5g}"} |
+
+{_data(about["data"])}
+## Limits
+
+It gives back what resembles its training data and invents what does not fit into its latents. Features that it was
+trained by flatter it when it is judged by the same network.
+"""
+
+
+def _codec(model: Model) -> str:
+    """The row of a model card about its codec, "" without one."""
+    info = getattr(model.codec, "info", None)
+    if info is None:
+        return ""
+    name = info.get("name") or info.get("recipe", {}).get("name", "")
+    return f"| latents | {'×'.join(map(str, model.latent_shape))}, decoded by the codec `{name}` in this bundle |\n"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """The data card."""
+    card = data["train"]
+    classes = ", ".join(f"{name} ({count:,})" for name, count in card["classes"].items()) or "none"
+    return f"""## Data card
 
 | | |
 |---|---|
@@ -82,11 +159,6 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | licence | {card["licence"]} |
 | citation | {card["citation"]} |
 | SHA-256 | `{card["sha256"]}` |
-
-## Limits
-
-The model imitates its training data and whatever is one-sided in them. It was measured on the figures above and on
-nothing else. Whoever publishes it should add what it is for and what it must not be used for.
 """
 
 

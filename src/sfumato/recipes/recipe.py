@@ -4,6 +4,7 @@
     [process]     schedule                                       [training]    length, optimiser, averages, checkpoints
     [network]     kind and its settings                          [sampling]    solver, grid, steps, guidance
     [denoiser]    parameterisation                               [evaluation]  features, samples, steps to compare
+    [codec]       of a model of latents: the autoencoder's bundle
 
 Any value can be overridden by its dotted name, `training.batch=128`; the value is read as TOML, and as text where it
 is not TOML. A name that does not exist is an error that says which was probably meant. Nothing here imports torch.
@@ -58,6 +59,15 @@ class DataConfig(_Section):
     licence: str | None = None
 
 
+class CodecConfig(_Section):
+    """[codec]: of a model of latents, the autoencoder between them and the pictures."""
+
+    bundle: str | None = None
+    """Folder of a trained autoencoder; None: the model makes pictures themselves."""
+    recipe: str | None = None
+    """The recipe that trains it, for a message that says what to do where it is missing."""
+
+
 class ProcessConfig(_Section):
     """[process]: its kind and schedule, and the standard deviation of the data (None: measured on the training set)."""
 
@@ -78,7 +88,7 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit", "classifier"] = "unet"
+    kind: Literal["unet", "dit", "classifier", "autoencoder"] = "unet"
 
 
 class DenoiserConfig(_Section):
@@ -88,12 +98,25 @@ class DenoiserConfig(_Section):
     learned_variance: bool = False
 
 
+class LossesConfig(_Section):
+    """[objective] losses, of kind "autoencoder": what counts besides the absolute error."""
+
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    """Weight of the KL from the latents to a standard normal, in nats a number of the picture."""
+    perceptual: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Weight of the distance in features."""
+    features: Literal["efficientnet-lite0", "random"] = "random"
+    """Which features: early ones of EfficientNet-Lite0 (extra "efficientnet"), or fixed random filters."""
+    adversarial: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Length of the critic's part of the gradient, as a share of all others'; 0: no critic."""
+
+
 class ObjectiveConfig(_Section):
     """[objective]: what is minimised."""
 
-    kind: Literal["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"] = (
-        "denoising"
-    )
+    kind: Literal[
+        "denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier", "autoencoder"
+    ] = "denoising"
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}
     drop: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -102,6 +125,7 @@ class ObjectiveConfig(_Section):
     """Steps of the chain that the bound is about."""
     projections: Annotated[int, Field(ge=1)] = 1
     """Random directions an example that sliced score matching looks along."""
+    losses: LossesConfig = LossesConfig()
 
 
 class SamplingConfig(_Section):
@@ -167,6 +191,7 @@ class Recipe(_Section):
     about: str = ""
     data: DataConfig
     process: ProcessConfig = ProcessConfig()
+    codec: CodecConfig = CodecConfig()
     network: NetworkConfig = NetworkConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -174,6 +199,21 @@ class Recipe(_Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     finetune: FinetuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Recipe:
+        if (self.network.kind == "autoencoder") != (self.objective.kind == "autoencoder"):
+            raise ValueError("network.kind and objective.kind are 'autoencoder' both or neither")
+        if self.network.kind == "autoencoder" and self.codec.bundle is not None:
+            raise ValueError("an autoencoder is trained on pictures: leave codec.bundle out")
+        if self.codec.bundle is not None and (
+            self.evaluation.bound_images or self.evaluation.likelihood_images
+        ):
+            raise ValueError(
+                "a model of latents bounds no likelihood of pictures: set evaluation.bound_images=0 and "
+                "evaluation.likelihood_images=0"
+            )
+        return self
 
 
 def packaged() -> list[str]:
@@ -322,7 +362,7 @@ def _first(error: ValidationError) -> str:
         text = (
             f"{name or 'a value'} = {first['input']!r}: {said}"
             if not isinstance(first["input"], dict)
-            else f"{name}: {said}"
+            else f"{name}: {said}".removeprefix(": ")
         )
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return text + more

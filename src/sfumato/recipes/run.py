@@ -3,6 +3,7 @@
 run/recipe.toml     the whole recipe, defaults and overrides included: what `--resume` goes on with
 run/checkpoints/    what a killed run goes on from            run/log.jsonl     figures of the training
 run/previews/       samples along the way                     run/model/        the bundle
+run/codec/          of a model of latents: a copy of the autoencoder it is trained on
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from .. import bundle
+from ..codec import IDENTITY, Codec, LatentCodec
 from ..conditions import spread_labels
 from ..denoisers import Classifier, Denoiser, build_guidance
 from ..domains.image_data import ImageData
@@ -34,6 +36,14 @@ from ..solvers import build_grid, build_solver, check_served
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
 from . import card
+from .codec import (
+    codec_of,
+    finished_codec,
+    keep_codec,
+    set_up_codec,
+    with_latents,
+    write_codec,
+)
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -48,13 +58,16 @@ class Experiment:
     denoiser: Denoiser
     objective: Objective
     sampling: Sampling
+    codec: Codec = IDENTITY
+    shown: Any = None
+    """What the trainer is shown: `data`, or their latents."""
 
     def model(self) -> Model:
         """The model with the denoiser's present weights."""
         info: dict[str, Any] = {"guidable": self.recipe.objective.drop > 0}
         if self.data.texts is not None:
             info["text"] = {**self.data.texts.encoder, "examples": examples(self.data)}
-        return Model(self.denoiser, self.domain, self.sampling, info)
+        return Model(self.denoiser, self.domain, self.sampling, info, codec=self.codec)
 
 
 def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, ImageData]:
@@ -92,9 +105,12 @@ def text_ready(
     return data.encoded(), held.encoded() if held.captions and len(held) else held
 
 
-def set_up(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Experiment:
+def set_up(
+    recipe: Recipe, out: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Experiment:
     """Read the data and build every part of a recipe; the initial weights are keyed by `training.seed`.
 
+    out: the run folder, which may keep a codec already.
     Raises DataError, RecipeError or SolverError in one line for what does not fit.
     """
     data, held = text_ready(*read_data(recipe), say)
@@ -103,21 +119,20 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Ex
         raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
     labelled = data.targets is not None
     classes = len(domain.classes) if labelled else 0
-    if recipe.evaluation.features == "classifier" and classes < 2:
-        raise RecipeError(
-            f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
-            "set evaluation.features=pixels or efficientnet-lite0"
-        )
-    sigma_data = recipe.process.sigma_data or _root_mean_square(data)
+    _check_features(recipe, classes)
+    codec = codec_of(recipe, out)
+    state = codec.shape(domain.shape)
+    shown = with_latents(data, codec)
+    sigma_data = recipe.process.sigma_data or _root_mean_square(shown)
     with _section("process"):
         process = build_process(
             recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data
         )
-    channels = process.state_shape(domain.shape)[0]
-    settings = {"in_channels": channels, "size": list(domain.shape[1:]), "classes": classes}
+    channels = process.state_shape(state)[0]
+    settings = {"in_channels": channels, "size": list(state[1:]), "classes": classes}
     if data.texts is not None:
         settings["text_dim"] = data.texts.encoder["dim"]
-    outputs = domain.shape[0] * (2 if recipe.denoiser.learned_variance else 1)
+    outputs = state[0] * (2 if recipe.denoiser.learned_variance else 1)
     if outputs != channels:
         settings["out_channels"] = outputs
     classifies = recipe.objective.kind == "classifier"
@@ -139,7 +154,7 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Ex
             else Denoiser(network, process, **recipe.denoiser.model_dump())
         )
     with _section("objective"):
-        objective = build_objective(**recipe.objective.model_dump(), classes=classes)
+        objective = build_objective(**recipe.objective.model_dump(exclude={"losses"}), classes=classes)
         check_trains(objective, process)
     if recipe.training.compile and recipe.objective.kind in ("sliced", "implicit"):
         raise RecipeError(
@@ -157,10 +172,18 @@ def set_up(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Ex
         # what cannot serve fails now, not after the training
         check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
-        parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling)
+        parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling, codec, shown)
         if not classifies:
             parts.model().guided(sampling.guidance)
     return parts
+
+
+def _check_features(recipe: Recipe, classes: int) -> None:
+    if recipe.evaluation.features == "classifier" and classes < 2:
+        raise RecipeError(
+            f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
+            "set evaluation.features=pixels or efficientnet-lite0"
+        )
 
 
 @contextlib.contextmanager
@@ -172,7 +195,7 @@ def _section(name: str) -> Iterator[None]:
         raise RecipeError(f"[{name}]: {error}") from None
 
 
-def _root_mean_square(data: ImageData) -> float:
+def _root_mean_square(data: Any) -> float:
     """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
     rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
     return round(float(data.tensor(rows).square().mean().sqrt()), 3)
@@ -186,8 +209,8 @@ def train(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[Model, TrainingResult]:
-    """Train a recipe in a run folder and write its bundle to `out/model`.
+) -> tuple[Model | LatentCodec, TrainingResult]:
+    """Train a recipe in a run folder and write its bundle to `out/model`; a codec, if its network is an autoencoder.
 
     resume: go on from the newest whole checkpoint in `out`, if there is one. say: told what is being done.
     Returns the model with the averaged weights, and the result (an `Interrupted` if a signal ended it; then no
@@ -201,24 +224,30 @@ def train(
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
     say(f"reading {recipe.data.source}")
-    parts = set_up(recipe, say)
+    if recipe.network.kind == "autoencoder":
+        return _train_codec(recipe, out, resume, callbacks, say)
+    parts = set_up(recipe, out, say)
     count = sum(p.numel() for p in parts.denoiser.parameters())
     say(f"{len(parts.data):,} pictures of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
     trainer = Trainer(
         parts.denoiser,
         parts.objective,
-        parts.data,
+        parts.shown,
         recipe.training,
         out,
-        held_out=parts.held_out if len(parts.held_out) else None,
+        held_out=with_latents(parts.held_out, parts.codec) if len(parts.held_out) else None,
         preview=None
         if isinstance(parts.denoiser, Classifier)
         else lambda denoiser, images: _preview(parts, denoiser, out, images),
         callbacks=callbacks,
     )
+
     # only once the run is known to be ours: a refused one must not leave another run with this recipe
-    text = to_toml(recipe).encode()
-    result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", text))
+    def accepted() -> None:
+        write_atomically(out / "recipe.toml", to_toml(recipe).encode())
+        keep_codec(parts.codec, parts.domain, out)
+
+    result = trainer.fit(resume, accepted)
     model = averaged(parts, result)
     if kept := _same(model, out / "model"):
         return kept, result  # a finished run's bundle stays as it is, and so do the receipts about it
@@ -226,6 +255,36 @@ def train(
         say("writing the bundle")
         write_bundle(parts, model, result, out)
     return model, result
+
+
+def _train_codec(
+    recipe: Recipe, out: Path, resume: bool, callbacks: Sequence[Callback], say: Callable[[str], None]
+) -> tuple[LatentCodec, TrainingResult]:
+    """`train` for an autoencoder."""
+    data, held = read_data(recipe)
+    if recipe.training.batch > 4 * len(data):
+        raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
+    _check_features(recipe, len(data.domain.classes) if data.targets is not None else 0)
+    apprentice, objective = set_up_codec(recipe, data.domain)
+    count = sum(p.numel() for p in apprentice.network.parameters())
+    latent = "×".join(map(str, apprentice.network.latent_shape()))
+    say(
+        f"{len(data):,} pictures of {_size(data.domain)} to latents of {latent}; {count / 1e6:.2f} M parameters"
+    )
+    held_out = held if len(held) else None
+    trainer = Trainer(
+        apprentice, objective, data, recipe.training, out, held_out=held_out, callbacks=callbacks
+    )
+    result = trainer.fit(resume, lambda: write_atomically(out / "recipe.toml", to_toml(recipe).encode()))
+    codec = finished_codec(apprentice, result, data, recipe.name)
+    with contextlib.suppress(BundleError):
+        kept = bundle.load_codec(out / "model")
+        if kept.fingerprint == codec.fingerprint:
+            return kept, result  # as in `train`
+    if not isinstance(result, Interrupted):
+        say("writing the bundle")
+        write_codec(codec, recipe, _about(recipe, data, held, result), held if len(held) else data, out)
+    return codec, result
 
 
 def _same(model: Model, folder: Path) -> Model | None:
@@ -250,15 +309,9 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
     """Write `out/model` with its card and a picture of samples, and give the model the bundle's record."""
     recipe = parts.recipe
     draws = not isinstance(model.denoiser, Classifier)  # there is nothing to show of a classifier
-    training = {
-        "images": result.images,
-        "seconds": round(result.seconds, 1),
-        "held_out_loss": result.held_out,
-    }
-    averages = profiles_of(recipe.training)
-    training["average"] = averages[0].name if averages else "none"
-    data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
     figures = {"samples.png": sample_sheet(model)} if draws else {}
+    about = _about(recipe, parts.data, parts.held_out, result)
+    data, training = about["data"], about["training"]
     guidable = recipe.objective.drop > 0
     plain = recipe.model_dump(mode="json")
     text = card.model_card(model, plain, data, training) if draws else None
@@ -273,6 +326,18 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
         guidable=guidable,
         text=model.info.get("text"),
     )
+
+
+def _about(recipe: Recipe, data: ImageData, held: ImageData, result: TrainingResult) -> dict[str, Any]:
+    """What a bundle's record says of the data and the training."""
+    averages = profiles_of(recipe.training)
+    training = {
+        "images": result.images,
+        "seconds": round(result.seconds, 1),
+        "held_out_loss": result.held_out,
+        "average": averages[0].name if averages else "none",
+    }
+    return {"data": {"train": data.card(), "held_out": {"count": len(held)}}, "training": training}
 
 
 def sample_sheet(model: Model, columns: int = 10) -> bytes:
