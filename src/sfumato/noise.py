@@ -15,6 +15,14 @@ Two 32-bit words make two standard normals (Box & Muller, 1958):
 
 Draws are made in float32 on the CPU and then moved, so that they do not depend on the device either.
 
+**Symbols** come from the inverse of their cumulative chances at a keyed uniform: symbol k where
+
+    sum_{j < k} p_j <= u sum_j p_j < sum_{j <= k} p_j,
+
+one number a symbol whatever the size of the alphabet, and a chance of 0 is never met. Uniforms fall on a lattice of
+2^-24, so a chance is kept to 6e-8; sums are float64. (Adding Gumbel noise to log-chances in float32, the other common
+way, cuts the noise's tail and so lowers the temperature: Zheng et al. 2024, arXiv 2409.02908.)
+
 **Brownian paths.** A solver that draws anew for each step sees another path on every grid. A path that is the same on
 all grids is a function W(q), and its value at any q >= 0 comes from a tree of keyed normals, after Lévy: between two
 places a < b where W is known,
@@ -40,6 +48,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import SolverError
+
 _WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -63,6 +73,35 @@ class Strata(Draws, Protocol):
     """Draws that know the whole batch of which they serve a part, and so its low-discrepancy uniforms."""
 
     def strata(self, like: Tensor, stream: int = 0) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The draws of one step with every stream moved by `offset`, so that parts of a state share no numbers."""
+
+    draws: Draws
+    offset: int
+
+    def normal(self, like: Tensor, stream: int = 0) -> Tensor:
+        return self.draws.normal(like, stream + self.offset)
+
+    def uniform(self, like: Tensor, stream: int = 0) -> Tensor:
+        return self.draws.uniform(like, stream + self.offset)
+
+
+def symbols(chances: Tensor, noise: Draws, stream: int = 0) -> Tensor:
+    """A symbol (batch, ...) in int64 for each row of chances (batch, ..., symbols), which need not add up to one.
+
+    The k with sum_{j < k} p_j <= u sum_j p_j < sum_{j <= k} p_j at a uniform u.
+    Raises SolverError for chances that are not finite, or all 0.
+    """
+    heap = chances.double().cumsum(-1)
+    whole = heap[..., -1]
+    if not bool(((whole > 0) & (whole < math.inf)).all()):
+        raise SolverError("the chances of a symbol must be finite and not all 0; does the model say NaN?")
+    # below the whole, also where u = 1 - 2^-53 rounds up to it: else a chance of 0 behind it would be met
+    at = torch.minimum(noise.uniform(whole, stream) * whole, whole.nextafter(torch.zeros_like(whole)))
+    return torch.searchsorted(heap, at[..., None], right=True)[..., 0]
 
 
 def _words(keys: Sequence[tuple[int, int]], step: int, stream: int, count: int) -> np.ndarray:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ..errors import SolverError, choose
+from .categorical import Categorical, CategoricalPrediction, MatrixChain
+from .categorical_laws import check_categorical
 from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, Rows
 from .langevin import CriticallyDamped, Langevin, build_critically_damped
 from .langevin_laws import check_langevin
 from .laws import LawBroken, check_process
+from .replacement import MaskedChain, UniformChain
 from .schedule import CLEAN, Level, Schedule
 from .schedules import (
     DDPM,
@@ -28,12 +32,15 @@ from .schedules import (
 from .table import Table
 
 __all__ = [
+    "CHAINS",
     "CLEAN",
     "DDPM",
     "EDM",
     "PARAMETERISATIONS",
     "SCHEDULES",
     "VE",
+    "Categorical",
+    "CategoricalPrediction",
     "Cosine",
     "CriticallyDamped",
     "Flow",
@@ -43,6 +50,8 @@ __all__ = [
     "LawBroken",
     "Level",
     "Linear",
+    "MaskedChain",
+    "MatrixChain",
     "Prediction",
     "Rows",
     "Schedule",
@@ -50,18 +59,42 @@ __all__ = [
     "Sigmoid",
     "SubVP",
     "Table",
+    "UniformChain",
     "ZeroTerminalSNR",
     "build_process",
     "build_schedule",
+    "check_categorical",
     "check_langevin",
     "check_process",
 ]
 
 
+CHAINS: dict[str, type[Categorical]] = {cls.law: cls for cls in (MaskedChain, UniformChain, MatrixChain)}
+
+
 def build_process(
-    kind: str = "gaussian", *, schedule: dict[str, Any], sigma_data: float = 1.0
-) -> Gaussian | Langevin:
-    """A process from the values a recipe or bundle writes: "gaussian" or "cld"."""
-    if choose(kind, ["gaussian", "cld"], "process", SolverError) == "cld":
+    kind: str = "gaussian",
+    *,
+    schedule: dict[str, Any],
+    sigma_data: float = 1.0,
+    law: str = "masked",
+    **chain: Any,
+) -> Gaussian | Langevin | Categorical:
+    """A process from the values a recipe or bundle writes: "gaussian", "cld" or "categorical".
+
+    A categorical one has a law, "masked", "uniform" or "matrix", its number of symbols, and a matrix its rates.
+    """
+    choose(kind, ["gaussian", "cld", "categorical"], "process", SolverError)
+    if kind == "categorical":
+        cls = CHAINS[choose(law, CHAINS, "law of a categorical process", SolverError)]
+        for name in chain:
+            allowed = [field.name for field in fields(cls) if field.name != "schedule"]
+            choose(name, allowed, f"value of the {law} process", SolverError)
+        if "symbols" not in chain:
+            raise SolverError("a categorical process needs its number of symbols")
+        return cls(schedule=build_schedule(**schedule), **chain)
+    for name in chain:
+        choose(name, ["schedule", "sigma_data"], f"value of the {kind} process", SolverError)
+    if kind == "cld":
         return Langevin(build_critically_damped(**schedule), sigma_data)
     return Gaussian(build_schedule(**schedule), sigma_data)

@@ -1,5 +1,7 @@
 """The laws that every Gaussian process must obey, to be run on one of your own: `check_process(process)`.
 
+Those of a categorical process, which it runs too, are in `categorical_laws`.
+
 * The log-SNR falls, is 2 log(alpha / sigma), and `time` is its inverse.
 * (alpha, sigma) lies on the stated path; the derivatives are the slopes that finite differences measure.
 * `convert` closes its cycle over every pair of rows wherever D is not 0, and refuses where it is (at both ends).
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..errors import SolverError
+from .categorical import Categorical
 from .gaussian import PARAMETERISATIONS, Gaussian
 from .schedule import Level
 
@@ -36,8 +39,13 @@ def require(holds: bool, law: str) -> None:
         raise LawBroken(law)
 
 
-def check_process(process: Gaussian, points: int = 41) -> None:
+def check_process(process: Gaussian | Categorical, points: int = 41) -> None:
     """Raise LawBroken unless the process obeys its laws at `points` times inside (0, 1)."""
+    if isinstance(process, Categorical):
+        from .categorical_laws import check_categorical
+
+        check_categorical(process, min(points, 5))
+        return
     schedule = process.schedule
     t = torch.linspace(0, 1, points + 2, dtype=torch.float64)[1:-1]
     alpha, sigma = schedule.alpha_sigma(t)
