@@ -1,14 +1,17 @@
 """Denoisers: what solvers, guidance, quantisers and exporters see of a model."""
 
+from .categorical import CategoricalDenoiser, SequenceTable
 from .classifier import Classifier
 from .classifier_free import ClassifierFree
 from .denoiser import Condition, Denoiser, Denoises, check_denoiser
 from .guidance import Guidance, build_guidance, nothing
+from .joint import JointDenoiser, LabelledMixture
 from .mixture import GaussianMixture
 from .phase import InPhase
 from .score_guidance import ScoreGuided
 
 __all__ = [
+    "CategoricalDenoiser",
     "Classifier",
     "ClassifierFree",
     "Condition",
@@ -17,7 +20,10 @@ __all__ = [
     "GaussianMixture",
     "Guidance",
     "InPhase",
+    "JointDenoiser",
+    "LabelledMixture",
     "ScoreGuided",
+    "SequenceTable",
     "build_guidance",
     "check_denoiser",
     "nothing",

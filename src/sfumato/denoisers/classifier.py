@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import SolverError
 from ..processes import Gaussian, Level, Rows
-from .denoiser import LOG_SNR_LIMIT, Condition, rows
+from .denoiser import Condition, noise_level
 
 
 class Classifier(nn.Module):
@@ -37,9 +37,8 @@ class Classifier(nn.Module):
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Tensor:
         level = self.process.level(t)
-        log_snr = rows(level, x_t).log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         scaled, _ = self.process.view(x_t, level)
-        return self.network(scaled, (-log_snr / 8).to(x_t.dtype)).to(x_t.dtype)
+        return self.network(scaled, noise_level(level, x_t).to(x_t.dtype)).to(x_t.dtype)
 
     def log_probability(self, x_t: Tensor, level: Level, condition: Condition) -> Tensor:
         """log p(label | x_t), (batch,); 0 for the label that means none. Raises SolverError without a label."""

@@ -1,7 +1,8 @@
 """Classifier-free guidance and its kin as a denoiser around a denoiser; `guidance` derives what it computes.
 
 All branches (the condition, its base, further conditions) are rows of one call, (branches x batch, ...). Two branches
-that say the same are one, and where nothing is guided there is one branch, the plain one.
+that say the same are one, and where nothing is guided there is one branch, the plain one. Of symbols it mixes the
+log-chances, without repairs, which are for numbers.
 
 **A weaker model as the base** (autoguidance, Karras et al. 2024, arXiv 2406.02507): with x0_b the answer of a worse
 model to the same condition, (1) moves away from the errors that the two share. That costs a call of either network.
@@ -10,13 +11,14 @@ model to the same condition, (1) moves away from the errors that the two share. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SolverError
-from ..processes import Level, Prediction
+from ..processes import CategoricalPrediction, Level, Prediction
 from ..processes.gaussian import fit
 from .denoiser import Condition, Denoises, rows
 from .guidance import Guidance, build_guidance, nothing
@@ -77,7 +79,7 @@ class ClassifierFree(nn.Module):
             stacked(branches, len(x_t), self.classes, x_t.device),
         )
         parts = [
-            Prediction(value, joint.kind, joint.x_t[: len(x_t)], level, self.process)
+            replace(joint, value=value, x_t=joint.x_t[: len(x_t)], level=level)
             for value in joint.value.chunk(len(branches))
         ]
         own, others = parts[0], parts[1 if alone else 2 :]
@@ -94,6 +96,8 @@ class ClassifierFree(nn.Module):
             )
         if isinstance(inside, Tensor):
             value = torch.where(fit(inside.double(), value) > 0, value, own.to(kind))
+        if isinstance(own, CategoricalPrediction):
+            return replace(own, value=value)  # which makes chances of it
         variance = None if joint.variance is None else joint.variance[: len(x_t)]
         return Prediction(value, kind, own.x_t, level, self.process, variance)
 

@@ -49,6 +49,11 @@ def rows(level: Level, x: Tensor) -> Level:
     return Level(*map(row, level))
 
 
+def noise_level(level: Level, x: Tensor) -> Tensor:
+    """What a network is told of the noise, -lambda/8 kept finite, (batch,) in float64."""
+    return rows(level, x).log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / -8
+
+
 class Denoiser(nn.Module):
     """A network's prediction under a process.
 
@@ -76,20 +81,33 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         level = self.process.level(t)
         scaled, seen = self.process.view(x_t, level)
-        log_snr = rows(level, x_t).log_snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        out = self.network(scaled, (-log_snr / 8).to(x_t.dtype), condition)
+        out = self.network(scaled, noise_level(level, x_t).to(x_t.dtype), condition)
         variance = None
         if self.learned_variance:
             out, variance = out.chunk(2, dim=1)
-        if out.shape != seen.shape:
-            raise SolverError(
-                f"the network made {tuple(out.shape)} of {tuple(seen.shape)}; shapes must agree"
-            )
-        # under autocast a network answers in half precision; what it says is worked with in x_t's
-        out, variance = out.to(x_t.dtype), None if variance is None else variance.to(x_t.dtype)
-        if self.parameterisation == "mixed":
-            return Prediction(self.process.mixed(out, x_t, level), "eps", seen, level, self.process)
-        return Prediction(out, self.parameterisation, seen, level, self.process, variance)
+        return answered(self.process, self.parameterisation, out, (x_t, seen), level, variance)
+
+
+def answered(
+    process: Any,
+    kind: str,
+    out: Tensor,
+    state: tuple[Tensor, Tensor],
+    level: Level,
+    variance: Tensor | None = None,
+) -> Prediction:
+    """The prediction that a network's output is, in its row. SolverError for a wrong shape.
+
+    state: x_t, and the x_t that stands in the rows, which in phase space is another.
+    """
+    x_t, seen = state
+    if out.shape != seen.shape:
+        raise SolverError(f"the network made {tuple(out.shape)} of {tuple(seen.shape)}; shapes must agree")
+    # under autocast a network answers in half precision; what it says is worked with in x_t's
+    out, variance = out.to(x_t.dtype), None if variance is None else variance.to(x_t.dtype)
+    if kind == "mixed":
+        return Prediction(process.mixed(out, x_t, level), "eps", seen, level, process)
+    return Prediction(out, kind, seen, level, process, variance)
 
 
 def check_denoiser(denoiser: Denoises, x: Tensor, condition: Condition = None) -> None:

@@ -28,7 +28,8 @@ class GaussianMixture(nn.Module):
 
     means (components, dim), covariances (components, dim, dim) or (components, dim) for diagonal ones,
     weights (components,). Data are (batch, dim) or anything of dim elements, (batch, ...).
-    The condition {"label": (batch,)} keeps one component; the label `components` means all of them.
+    The condition {"label": (batch,)} keeps one component; the label `components` means all of them. {"evidence":
+    (batch, components)} is what is known of the component from elsewhere, as the log of its likelihood.
     """
 
     means: Tensor
@@ -75,6 +76,8 @@ class GaussianMixture(nn.Module):
                 | (label == count)[:, None]
             )
             log_weight = torch.where(only, torch.where((label == count)[:, None], log_weight, 0.0), -math.inf)
+        if condition is not None and "evidence" in condition:
+            log_weight = log_weight + condition["evidence"]
         return offset, variance, log_density + log_weight
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
@@ -86,6 +89,12 @@ class GaussianMixture(nn.Module):
         centred = torch.einsum("nk,nke,kde->nd", share, gain * offset, self.basis)
         x0 = (share @ self.means + centred).reshape(x_t.shape).to(x_t.dtype)
         return Prediction(x0, "x0", x_t, level, self.process)
+
+    def responsibilities(
+        self, x_t: Tensor, t: float | Tensor | Level = 0.0, condition: Condition = None
+    ) -> Tensor:
+        """p(component | x_t), (batch, components) in float64."""
+        return torch.softmax(self._parts(x_t, self.process.level(t), condition)[2], 1)
 
     def log_density(
         self, x_t: Tensor, t: float | Tensor | Level = 0.0, condition: Condition = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import RecipeError, choose
-from ..processes import Langevin
+from ..processes import Categorical, Langevin
 from .autoencoding import Apprentice, Autoencoding
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
+from .categorical import CategoricalBound
 from .classification import Classification
 from .denoising import Batch, Denoising, Objective, drop_condition
 from .phase import PhaseScoreMatching
@@ -32,6 +33,7 @@ __all__ = [
     "Autoencoding",
     "Batch",
     "Bound",
+    "CategoricalBound",
     "Classification",
     "Denoising",
     "EDMWeighting",
@@ -70,11 +72,13 @@ def build_objective(
 ) -> Objective:
     """An objective from the values a recipe writes: denoising, hybrid, bound, sliced, implicit; for cld hsm, dsm.
 
-    And classifier, for a network that says which class noisy data are of.
+    And classifier, for a network that says which class noisy data are of; for symbols categorical, the bound in
+    continuous time, and categorical-steps, that of a chain of so many steps.
     """
-    choose(
-        kind, ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"], "objective"
-    )
+    kinds = ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"]
+    choose(kind, [*kinds, "categorical", "categorical-steps"], "objective")
+    if kind.startswith("categorical"):
+        return CategoricalBound(None if kind == "categorical" else steps, drop, classes if drop else 0)
     if kind == "classifier":
         return Classification(build_times(**(times or {"kind": "uniform"})))
     phase = kind in ("hsm", "dsm")
@@ -98,6 +102,10 @@ def build_objective(
 
 def check_trains(objective: Objective, process: Any) -> None:
     """Raise RecipeError unless the objective is one for this kind of process."""
+    if isinstance(objective, CategoricalBound) != isinstance(process, Categorical):
+        raise RecipeError(
+            "a categorical process is trained by 'categorical' or 'categorical-steps', and no other process is"
+        )
     phase = isinstance(process, Langevin)
     if isinstance(objective, PhaseScoreMatching) != phase:
         allowed = "'hsm' or 'dsm'" if phase else "'denoising', 'hybrid' or 'bound'"

@@ -65,6 +65,14 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_var: Tensor, values:
     return torch.where(x > 1 - half, torch.special.log_ndtr(-lower), low_end).to(dtype)
 
 
+def chain_levels(process: Any, steps: int, index: Tensor) -> tuple[Level, Level]:
+    """Where step index (batch,) of a chain comes from and where it goes: i/T and (i - 1)/T, the last of them clean."""
+    index = index.double()
+    s = process.level((index - 1) / steps)
+    ends = zip(s, CLEAN, strict=True)
+    return process.level(index / steps), Level(*(torch.where(index == 1, end, row) for row, end in ends))
+
+
 @dataclass(frozen=True)
 class Bound:
     """The variational bound of a T-step chain, as an objective (one random term an example) or exactly.
@@ -90,12 +98,7 @@ class Bound:
 
     def levels(self, process: Gaussian, index: Tensor) -> tuple[Level, Level]:
         """Where step index (batch,) comes from and where it goes: i/T and (i - 1)/T, the last of them clean."""
-        index = index.double()
-        s = process.level((index - 1) / self.steps)
-        ends = zip(s, CLEAN, strict=True)
-        return process.level(index / self.steps), Level(
-            *(torch.where(index == 1, end, row) for row, end in ends)
-        )
+        return chain_levels(process, self.steps, index)
 
     def reverse_log_variance(self, prediction: Prediction, t: Any, s: Any) -> Tensor:
         """log V of p(x_s | x_t): between the bridge's lag (the fixed choice) and the chain's variance."""

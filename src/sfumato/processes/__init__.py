@@ -9,6 +9,7 @@ from ..errors import SolverError, choose
 from .categorical import Categorical, CategoricalPrediction, MatrixChain
 from .categorical_laws import check_categorical
 from .gaussian import PARAMETERISATIONS, Gaussian, Prediction, Rows
+from .joint import Joint
 from .langevin import CriticallyDamped, Langevin, build_critically_damped
 from .langevin_laws import check_langevin
 from .laws import LawBroken, check_process
@@ -45,6 +46,7 @@ __all__ = [
     "CriticallyDamped",
     "Flow",
     "Gaussian",
+    "Joint",
     "Langevin",
     "Laplace",
     "LawBroken",
@@ -75,16 +77,25 @@ CHAINS: dict[str, type[Categorical]] = {cls.law: cls for cls in (MaskedChain, Un
 def build_process(
     kind: str = "gaussian",
     *,
-    schedule: dict[str, Any],
+    schedule: dict[str, Any] | None = None,
     sigma_data: float = 1.0,
     law: str = "masked",
+    processes: dict[str, dict[str, Any]] | None = None,
     **chain: Any,
-) -> Gaussian | Langevin | Categorical:
-    """A process from the values a recipe or bundle writes: "gaussian", "cld" or "categorical".
+) -> Gaussian | Langevin | Categorical | Joint:
+    """A process from the values a recipe or bundle writes: "gaussian", "cld", "categorical" or "joint".
 
-    A categorical one has a law, "masked", "uniform" or "matrix", its number of symbols, and a matrix its rates.
+    A categorical one has a law, "masked", "uniform" or "matrix", its number of symbols, and a matrix its rates; a joint
+    one has `processes`, the values of each by the name of its leaf, and no schedule of its own.
     """
-    choose(kind, ["gaussian", "cld", "categorical"], "process", SolverError)
+    choose(kind, ["gaussian", "cld", "categorical", "joint"], "process", SolverError)
+    if (kind == "joint") == (processes is None) or (kind == "joint") != (schedule is None):
+        raise SolverError(
+            "a joint process has `processes` in place of a schedule, any other a schedule and none of these"
+        )
+    if schedule is None:
+        leaves: dict[str, Any] = {name: build_process(**leaf) for name, leaf in (processes or {}).items()}
+        return Joint(leaves)
     if kind == "categorical":
         cls = CHAINS[choose(law, CHAINS, "law of a categorical process", SolverError)]
         for name in chain:
@@ -93,8 +104,6 @@ def build_process(
         if "symbols" not in chain:
             raise SolverError("a categorical process needs its number of symbols")
         return cls(schedule=build_schedule(**schedule), **chain)
-    for name in chain:
-        choose(name, ["schedule", "sigma_data"], f"value of the {kind} process", SolverError)
     if kind == "cld":
         return Langevin(build_critically_damped(**schedule), sigma_data)
     return Gaussian(build_schedule(**schedule), sigma_data)

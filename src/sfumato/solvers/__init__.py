@@ -12,6 +12,8 @@ from .adams_moulton import AdamsMoulton
 from .adaptive import AdaptiveODE
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import DDIM, Ancestral
+from .categorical import PositionWise, Remasking, TauLeaping, Unmasking
+from .categorical_laws import chain_errors, chain_law, check_chain_solver, total_variation
 from .dpm import DPMpp2M, DPMpp3M, DPMppS, DPMSolver
 from .driver import Adaptive, Unfinished
 from .estimate import sample_from
@@ -31,6 +33,7 @@ from .grid import (
     check_levels,
     noisiest,
 )
+from .joint import check_paths, integrate_joint, sample_joint
 from .langevin import AnnealedLangevin, PredictorCorrector
 from .laws import check_solver
 from .likelihood import LogLikelihood, log_likelihood
@@ -63,6 +66,7 @@ SOLVERS: dict[str, type[Solver]] = {
         *(EulerMaruyama, SDEDPMpp, SASolver, AnnealedLangevin, PredictorCorrector),
         *(AdaptiveODE, AdaptiveSDE),
         *(SSCS, PhaseEuler, PhaseHeun, PhaseBridge),
+        *(TauLeaping, Remasking, Unmasking),
     )
 }
 
@@ -157,8 +161,10 @@ __all__ = [
     "PhaseBridge",
     "PhaseEuler",
     "PhaseHeun",
+    "PositionWise",
     "PredictorCorrector",
     "QuadraticGrid",
+    "Remasking",
     "Run",
     "RungeKutta",
     "SASolver",
@@ -166,25 +172,34 @@ __all__ = [
     "Solver",
     "Steering",
     "Tableau",
+    "TauLeaping",
     "Tuned",
     "TunedGrid",
     "Unfinished",
     "UniPC",
     "UniformGrid",
+    "Unmasking",
     "adams",
     "adams_weights",
     "brownian",
     "build_grid",
     "build_solver",
+    "chain_errors",
+    "chain_law",
+    "check_chain_solver",
     "check_levels",
+    "check_paths",
     "check_served",
     "check_solver",
     "integrate",
+    "integrate_joint",
     "log_likelihood",
     "noisiest",
     "sample",
     "sample_from",
+    "sample_joint",
     "steer",
     "steps_within",
+    "total_variation",
     "values_of",
 ]

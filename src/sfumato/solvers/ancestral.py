@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import SolverError, choose
 from ..noise import Draws
-from ..processes import Gaussian, Level, Prediction
+from ..processes import Categorical, Gaussian, Level, Prediction
 from .solver import Denoise, Solver
 
 
@@ -46,7 +46,10 @@ class DDIM(Solver):
 
 @dataclass(frozen=True)
 class Ancestral(Solver):
-    """The reverse chain of DDPM. variance: "lag" (right for known x_0), "chain" (right for white x_0), "learned"."""
+    """The reverse chain of DDPM. variance: "lag" (right for known x_0), "chain" (right for white x_0), "learned".
+
+    With "lag" it is the bridge alone, and serves categorical processes too (D3PM, MDLM).
+    """
 
     kind: ClassVar[str] = "ancestral"
     stochastic: ClassVar[bool] = True
@@ -54,6 +57,10 @@ class Ancestral(Solver):
 
     def __post_init__(self) -> None:
         choose(self.variance, ("lag", "chain", "learned"), "variance of ancestral sampling", SolverError)
+
+    @property
+    def serves(self) -> tuple[type, ...]:  # type: ignore[override]
+        return (Gaussian, Categorical) if self.variance == "lag" else (Gaussian,)
 
     def step(
         self, denoise: Denoise, process: Gaussian, x: Tensor, t: Level, s: Level, carry: Any, noise: Draws

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from ..errors import SolverError
 from ..noise import Draws
-from ..processes import Gaussian, Level
+from ..processes import Categorical, Gaussian, Level
 from .ancestral import Ancestral
 from .solver import Denoise, Solver
 
@@ -167,7 +167,8 @@ class PredictorCorrector(Solver):
 
     @property
     def serves(self) -> tuple[type, ...]:  # type: ignore[override]
-        return self.predictor.serves
+        # symbols have no score to walk along
+        return tuple(cls for cls in self.predictor.serves if not issubclass(cls, Categorical))
 
     def init(self, x: Tensor) -> Any:
         return self.predictor.init(x)

@@ -25,6 +25,7 @@
   steps mean and deviation must be the marginal's.
 * **In phase space: the order of its law.** By the same reading-off, the whole mean and 2x2 covariance of (x, v) are
   known at every number of steps, and their error must fall with the order that is stated.
+* **Of symbols**: see `categorical_laws`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,18 @@ from torch import Tensor
 
 from ..denoisers import Condition, Denoises, GaussianMixture, InPhase
 from ..noise import Noise
-from ..processes import CLEAN, Flow, Gaussian, Langevin, Level, Linear, Prediction, Rows, Schedule
+from ..processes import (
+    CLEAN,
+    Categorical,
+    Flow,
+    Gaussian,
+    Langevin,
+    Level,
+    Linear,
+    Prediction,
+    Rows,
+    Schedule,
+)
 from ..processes.laws import require
 from .solver import Driver, Solver, integrate
 
@@ -172,6 +184,13 @@ def check_solver(solver: Solver) -> None:
         _check_driver(solver, name)
         return
     before = _check_frozen(solver, name)
+    numbers = [cls for cls in solver.serves if not issubclass(cls, Categorical)]
+    if len(numbers) < len(solver.serves):
+        from .categorical_laws import check_chain_solver
+
+        check_chain_solver(solver)
+        if not numbers:
+            return
     plain = _exact(solver, Flow(), [[1.0, 0.0], [-1.0, 0.5]], [[0.1, 0.3], [0.2, 0.1]])
     denoiser, process = _Counted(plain), plain.process
     x = Noise(1, 4).normal(torch.empty(4, *process.state_shape((2,)), dtype=torch.float64))
