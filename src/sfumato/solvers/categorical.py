@@ -143,6 +143,6 @@ class Unmasking(Solver):
             sure = sure - self.temperature * (1 - s.alpha) * torch.log(-torch.log(u))
         # stable, so that ties fall alike in every batch
         sure = torch.where(hidden, sure.flatten(1), torch.inf)
-        rank = sure.argsort(1, stable=True).argsort(1, stable=True)
+        rank = sure.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
         stays = (hidden & (rank < left[:, None])).reshape(x.shape)
         return torch.where(stays | (x != process.mask), x, drawn), whole

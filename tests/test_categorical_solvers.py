@@ -1,0 +1,253 @@
+"""Samplers of symbols: the law of a whole run, exactly, by their one-step kernels on a table of sequences."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sfumato.denoisers import GaussianMixture
+from sfumato.errors import SolverError
+from sfumato.noise import Noise
+from sfumato.processes import (
+    Cosine,
+    Flow,
+    Gaussian,
+    LawBroken,
+    MaskedChain,
+    MatrixChain,
+    UniformChain,
+)
+from sfumato.solvers import (
+    Ancestral,
+    Euler,
+    FlowGrid,
+    PredictorCorrector,
+    Remasking,
+    TauLeaping,
+    UniformGrid,
+    Unmasking,
+    build_solver,
+    chain_errors,
+    chain_law,
+    check_served,
+    check_solver,
+    integrate,
+    sample,
+    total_variation,
+)
+from sfumato.solvers.categorical_laws import CHAIN_STEPS, example
+from sfumato.solvers.laws import fitted_order
+
+RATES = ((-1.0, 0.8, 0.2), (0.1, -0.5, 0.4), (0.6, 0.3, -0.9))
+SOLVERS = [Ancestral(), TauLeaping(), Remasking(2.0)]
+each = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.kind)
+
+
+@each
+@pytest.mark.parametrize(
+    "process",
+    [MaskedChain(3), UniformChain(3), MatrixChain(3, Flow(), RATES), MaskedChain(2, Cosine())],
+    ids=lambda p: f"{p.law}-{p.schedule.kind}",
+)
+def test_the_law_comes_nearer_with_the_stated_order(solver, process):
+    errors = chain_errors(solver, process)
+    assert fitted_order(CHAIN_STEPS, errors) == pytest.approx(1, abs=0.15), errors
+    assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("process", [MaskedChain(3), UniformChain(3)], ids=lambda p: p.law)
+def test_one_position_is_drawn_without_error(process):
+    """With one position nothing is lost by drawing positions alone: any grid, even of one step, is exact."""
+    table = example(process, 1)
+    for grid, steps in ((UniformGrid(), 1), (UniformGrid(), 3), (FlowGrid(rho=2.0), 4)):
+        law = chain_law(Ancestral(), table, grid.levels(process, steps))
+        assert total_variation(law, table.law()) < 1e-12
+
+
+def test_without_renewals_remasking_is_the_bridge():
+    process = MaskedChain(3)
+    levels, table = UniformGrid().levels(process, 5), example(process)
+    laws = [chain_law(solver, table, levels) for solver in (Ancestral(), Remasking(0.0), Remasking(9.0))]
+    assert torch.allclose(laws[0], laws[1], atol=1e-14)
+    assert total_variation(laws[0], laws[2]) > 1e-3
+
+
+def test_remasking_hides_what_is_seen_at_the_papers_rate():
+    """Wang et al. 2025, eq. 6: seen -> hidden with sigma, hidden -> shown with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)."""
+    process, solver = MaskedChain(3), Remasking(5.0)
+    t, s = process.level(0.6), process.level(0.5)
+    x_t = torch.tensor([[3, 1]])
+    chances = solver.chances(example(process, 2)(x_t, t), s)
+    sigma = (1 - torch.exp(torch.tensor(-0.5, dtype=torch.float64))) * (1 - s.alpha)
+    assert torch.allclose(chances[0, 1, 3], sigma, atol=1e-12)
+    shown = (s.alpha - (1 - sigma) * t.alpha) / (1 - t.alpha)
+    assert torch.allclose(1 - chances[0, 0, 3], shown, atol=1e-12)
+
+
+class Prescribed:
+    """In place of noise: uniforms that lead to the symbols one asks for."""
+
+    def __init__(self, u):
+        self.u = u
+
+    def uniform(self, like, stream=0):
+        return self.u.to(like) if stream == 0 else torch.full_like(like, 0.5)
+
+
+def unmasking_law(solver, table, levels):
+    """The law of a run of `Unmasking`, by going through every draw that every state can make in every step."""
+    process, symbols, states = table.process, table.sequences, 64
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    law = F.one_hot(torch.tensor(states - 1), states).double()  # all hidden
+    carry = None
+    for t, s in pairwise(levels):
+        alive = (law > 0).nonzero()[:, 0]
+        chances = table(every[alive], t).chances.repeat_interleave(27, 0)
+        asked = symbols.repeat(len(alive), 1)[..., None]
+        own = chances.gather(-1, asked)
+        u = chances.cumsum(-1).gather(-1, asked) - own / 2
+        x = every[alive].repeat_interleave(27, 0)
+        carry = None if carry is None else carry[:1].expand(len(x))
+        out, carry = solver.step(table, process, x, t, s, carry, Prescribed(u[..., 0]))
+        weight = law[alive].repeat_interleave(27) * own[..., 0].prod(1)
+        place = (out * torch.tensor([16, 4, 1])).sum(1)
+        law = torch.zeros(states, dtype=torch.float64).index_add(0, place, weight)
+    return law.reshape(4, 4, 4)[:3, :3, :3].flatten()
+
+
+def test_unmasking_the_surest_position_first_is_exact_one_at_a_time():
+    process = MaskedChain(3)
+    table = example(process)
+    off = {
+        (solver.by, steps): total_variation(
+            unmasking_law(solver, table, UniformGrid().levels(process, steps)), table.law()
+        )
+        for solver in (Unmasking(), Unmasking("drawn"))
+        for steps in (1, 3)
+    }
+    assert off["certainty", 3] < 1e-12
+    assert off["drawn", 3] > 0.02  # MaskGIT's order prefers likely symbols
+    assert off["certainty", 1] > 0.05  # all at once they know nothing of each other
+    assert off["certainty", 1] == pytest.approx(off["drawn", 1], abs=1e-12)
+
+
+def test_unmasking_shows_as_many_as_the_schedule_wants():
+    process = MaskedChain(3, Cosine())
+    table, counts = example(process, 6), []
+    levels = FlowGrid().levels(process, 4)
+    x = process.prior(torch.empty(9, 6), Noise(0, 9))
+    x[:, 1] = 2  # a given symbol is no part of the count, and stays
+    integrate(
+        table,
+        Unmasking(temperature=2.0),
+        levels,
+        x,
+        Noise(0, 9),
+        callback=lambda i, n, x, p: counts.append(x),
+    )
+    for level, state in zip(levels[1:], counts, strict=True):
+        assert ((state == 3).sum(1) == int(5 * (1 - level.alpha) + 1e-6)).all()
+        assert (state[:, 1] == 2).all()
+
+
+def test_a_hot_order_is_another_order():
+    process = MaskedChain(3)
+    table, levels = example(process, 4), UniformGrid().levels(process, 4)
+    firsts = []
+    for solver in (Unmasking(), Unmasking(temperature=100.0)):
+        x = process.prior(torch.empty(200, 4), Noise(0, 200))
+        x, _ = solver.step(table, process, x, levels[0], levels[1], None, Noise(3, 200).at(1))
+        firsts.append(F.one_hot((x != 3).long().argmax(1), 4).double().mean(0))
+    assert firsts[0].max() == 1  # every sample begins at the same, surest place
+    assert (firsts[1] - 0.25).abs().max() < 5 * (0.25 * 0.75 / 200) ** 0.5
+
+
+@dataclass(frozen=True)
+class Hasty(TauLeaping):
+    def chances(self, prediction, s):
+        chances = super().chances(prediction, s)
+        return chances if s.sigma == 0 else 0.9 * chances + 0.1 / chances.shape[-1]
+
+
+@dataclass(frozen=True)
+class Boasts(TauLeaping):
+    order: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Otherwise(TauLeaping):
+    def step(self, denoise, process, x, t, s, carry, noise):
+        return process.bridge(x, denoise(x, t), t, s, noise), None
+
+
+@dataclass(frozen=True)
+class Lingers(Ancestral):
+    def step(self, denoise, process, x, t, s, carry, noise):
+        return x, denoise(x, t) and None
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        (Hasty(), "order 1 but"),
+        (Boasts(), "order 2 but"),
+        (Otherwise(), "chances that it states"),
+        (Lingers(), "clean data"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_check_solver_catches_planted_defects(solver, words):
+    with pytest.raises(LawBroken, match=words):
+        check_solver(solver)
+
+
+@pytest.mark.parametrize("solver", [Unmasking("drawn"), Unmasking(temperature=3.0), Remasking(0.0)])
+def test_check_solver_passes_their_variants(solver):  # the defaults' are in test_solvers.py
+    check_solver(solver)
+
+
+def test_sampling_from_the_prior_gives_data_of_the_law():
+    """The whole public way, by frequencies: 2,000 samples at 24 steps, within five standard errors and the known error."""
+    process = UniformChain(3)
+    table, levels = example(process, 2), UniformGrid().levels(process, 24)
+    x = sample(table, Noise(5, 2000), (2,), solver=Ancestral(), levels=levels)
+    assert x.dtype == torch.long
+    found = F.one_hot((x * torch.tensor([3, 1])).sum(1), 9).double().mean(0)
+    law = chain_law(Ancestral(), table, levels)
+    assert ((found - law).abs() < 5 * (law * (1 - law) / 2000).sqrt()).all()
+    assert torch.equal(x[7:8], sample(table, Noise(5, (7,)), (2,), solver=Ancestral(), levels=levels))
+
+
+def test_a_solver_refuses_what_it_does_not_serve():
+    numbers = GaussianMixture(Gaussian(Flow()), torch.zeros(1, 2), torch.ones(1, 2)).process
+    for solver, process, words in (
+        (TauLeaping(), numbers, "serves Categorical processes, not Gaussian"),
+        (Unmasking(), UniformChain(3), "serves MaskedChain processes, not UniformChain"),
+        (Euler(), MaskedChain(3), "serves Gaussian processes, not MaskedChain"),
+        (Ancestral("chain"), MaskedChain(3), "serves Gaussian"),
+        (PredictorCorrector(), MaskedChain(3), "serves Gaussian"),
+    ):
+        with pytest.raises(SolverError, match=words):
+            check_served(solver, process)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("remasking", {"renewals": -1.0}, "0 or more"),
+        ("unmasking", {"by": "certainity"}, "did you mean 'certainty'"),
+        ("unmasking", {"temperature": float("nan")}, "temperature"),
+        ("tau-leaping", {"tau": 1}, "tau"),
+    ],
+)
+def test_wrong_values_are_refused(kind, values, words):
+    with pytest.raises(SolverError, match=words):
+        build_solver(kind, **values)
+    plain = build_solver(kind)
+    assert build_solver(**json.loads(json.dumps(plain.to_json()))) == plain
