@@ -29,8 +29,8 @@ from sfumato.evaluation.evaluate import Judge, Settings
 from sfumato.evaluation.features import build_features
 from sfumato.evaluation.receipts import machine, versions
 from sfumato.recipes import recipe_from
-from sfumato.recipes.codec import LatentData, write_codec
 from sfumato.recipes.bench import _Labelled, labels_like
+from sfumato.recipes.codec import LatentData, write_codec
 from sfumato.recipes.run import _about, read_data, train
 from sfumato.training import Callback, Interrupted
 

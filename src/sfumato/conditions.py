@@ -10,14 +10,15 @@ of the wrong length is refused before anything is sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BundleError, DataError, choose
+from .errors import BundleError, choose
+from .personal import spoken
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Conditions:
     """The conditions of one model. classes: names of its labels, () for none. free: whether it may go without any.
 
     text: the record of the encoder that it was trained with (name, dim, limit, hash), None if it takes no text.
+    words: learned ones, (tokens, dim) by name, that a prompt may have in angle brackets; see `personal.spoken`.
     """
 
     classes: tuple[str, ...] = ()
     free: bool = True
     text: Mapping[str, Any] | None = None
+    words: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -89,10 +92,14 @@ class Conditions:
                     f"this model was trained with the text encoder {self.text['name']} of {key} "
                     f"{self.text[key][:12]}, and here it is {encoder.card[key][:12]}: install that one"
                 )
-        try:
-            return encoder.padded(values)
-        except DataError as problem:
-            raise BundleError(str(problem)) from None
+        if strange := [value for value in values if not isinstance(value, str)]:
+            raise BundleError(f"a prompt is a text, not {strange[0]!r}")
+
+        def encode(prompts: list[str]) -> tuple[Tensor, Tensor]:
+            found = encoder.padded(prompts)
+            return found["text"], found["text_mask"]
+
+        return spoken(values, self.words, encode)
 
     def labels(self, given: Any, count: int) -> Tensor:
         """Label numbers (count,) from one label or several, each a number or a class name.

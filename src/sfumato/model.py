@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
-from .conditions import Conditions, spread_labels
+from .conditions import Conditions
 from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance, build_guidance
 from .domains.images import Images
 from .errors import BundleError, SolverError
@@ -82,7 +82,9 @@ class Model:
     @property
     def conditions(self) -> Conditions:
         """What this model can be asked for, and how a user's words for it become tensors."""
-        return Conditions(self.classes, bool(self.info.get("guidable", True)), self.info.get("text"))
+        return Conditions(
+            self.classes, bool(self.info.get("guidable", True)), self.info.get("text"), self.words
+        )
 
     def guided(self, guidance: float | str | Guidance) -> Denoises:
         """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here."""
@@ -214,18 +216,17 @@ class Model:
     ) -> Tuning:
         """Fit a solver of so many evaluations to this model's own trajectories; `Tuning.solver` may go into `tuned`.
 
-        A model with labels is tuned to all of them in turn. The start points are other ones than `sample` of any seed
-        starts from. The rivals are the model's own solver, if it is deterministic, the package's default, DDIM and
-        DPM-Solver++(2M).
+        A model with labels is tuned to all of them in turn, one with captions to its examples. The start points are
+        other ones than `sample` of any seed starts from. The rivals are the model's own solver, if it is deterministic,
+        the package's default, DDIM and DPM-Solver++(2M).
         """
         guidance = self.sampling.guidance if guidance is None else build_guidance(guidance)
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
         x = process.prior(weights.new_empty(trajectories, *self.latent_shape), noise.at(1), noisiest(process))
-        condition = None
-        if self.classes:
-            condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}
+        condition = self.conditions.tensors(self.conditions.in_turn(trajectories), trajectories)
+        condition = condition and {name: value.to(weights.device) for name, value in condition.items()}
         rivals = {}
         own = self.sampling.grid
         for solver, grid in (
@@ -242,7 +243,7 @@ class Model:
         denoiser = self.guided(guidance)
         found = tune(denoiser, x, steps, condition=condition, rivals=rivals, effort=effort, progress=progress)
         stamped = replace(
-            found.solver, weights=self.fingerprint, guidance=guidance, conditional=bool(self.classes)
+            found.solver, weights=self.fingerprint, guidance=guidance, conditional=bool(condition)
         )
         return replace(found, solver=stamped)
 
