@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfumato.denoisers import build_guidance
 from sfumato.domains.cache import cache_folder
 from sfumato.domains.image_data import ImageData
 from sfumato.evaluation.copying import copying
@@ -68,13 +69,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="halvings of the real set")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--judge-steps", type=int, default=RetrievalConfig.steps)
-    parser.add_argument("--guidance", type=float, help="another weight than the bundle's")
+    parser.add_argument("--guidance", help="another guidance than the bundle's")
     options = parser.parse_args()
     began = time.monotonic()
     bench = Bench(options.bundle)
     model, train, held = bench.model, bench.train, bench.held
     if options.guidance is not None:
-        model.sampling = model.sampling.with_(guidance=options.guidance)
+        model.sampling = model.sampling.with_(guidance=build_guidance(options.guidance))
 
     def told(done: int, total: int) -> None:
         if done % 200 == 0 or done == total:

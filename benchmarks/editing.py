@@ -25,7 +25,7 @@ from torch import Tensor
 from sfumato.editing import LinearOperator, Mask, downsample, restore
 from sfumato.evaluation.features import in_batches, to_unit
 from sfumato.evaluation.measure import interval, resample
-from sfumato.evaluation.metrics import gaussian_frechet, moments
+from sfumato.evaluation.metrics import frechet_to, moments
 from sfumato.evaluation.receipts import machine, versions
 from sfumato.recipes.bench import Bench
 from sfumato.solvers import AdamsMoulton, AngleGrid
@@ -68,11 +68,8 @@ def main() -> None:
         draws = [float(w @ psnr / n) for w in resample(n, RESAMPLES, 0, 2)]
         low, high = interval(float(psnr.mean()), draws)
         f = features(found)
-        distance = gaussian_frechet(*moments(f), *reference)
-        spread = [
-            gaussian_frechet(*moments(f, w), *r)
-            for w, r in zip(resample(n, RESAMPLES, 0, 0), again, strict=True)
-        ]
+        distance = frechet_to(f, *reference)
+        spread = [frechet_to(f, *r, w) for w, r in zip(resample(n, RESAMPLES, 0, 0), again, strict=True)]
         below, above = interval(distance, spread, (0.0, float("inf")))
         rows.append(
             {"task": task, "answer": who, "pictures": n, "psnr": float(psnr.mean()), "psnr_low": low}

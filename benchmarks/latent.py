@@ -1,6 +1,6 @@
 """Latent against pixel diffusion at equal wall-clock: when the latent run reaches the pixel run's final distance.
 
-    python benchmarks/latent.py --source emoji-3d --channels 3 --minutes 60
+    python benchmarks/latent.py --source emoji --held-out test --channels 3 --minutes 60
     python benchmarks/latent.py --source fashion-mnist --channels 1 --minutes 20 --codec-minutes 10
 
 A codec is trained first (factor 4, 8 times fewer numbers). Then the two diffusion models are trained in turns, a slice
@@ -29,8 +29,8 @@ from sfumato.evaluation.evaluate import Judge, Settings
 from sfumato.evaluation.features import build_features
 from sfumato.evaluation.receipts import machine, versions
 from sfumato.recipes import recipe_from
-from sfumato.recipes.codec import LatentData, write_codec
 from sfumato.recipes.bench import _Labelled, labels_like
+from sfumato.recipes.codec import LatentData, write_codec
 from sfumato.recipes.run import _about, read_data, train
 from sfumato.training import Callback, Interrupted
 
@@ -58,10 +58,13 @@ def recipes(given: argparse.Namespace) -> dict[str, Any]:
         "held_out": given.held_out,
         "size": given.size,
         "channels": given.channels,
+        "crop": "center",
+        "captions": "none",
     }
     training = {
         "images": NEVER, "batch": given.batch, "optimizer": "muon", "learning_rate": 1e-3, "warmup": 2_000,
         "ema": [0.1], "channels_last": True, "checkpoint_every": 0, "validate_every": 0, "log_every": 1_000,
+        "precision": given.precision,
     }  # fmt: skip
     diffusion = {
         "data": data, "training": training,
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=8, help="turns of each")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--adversarial", type=float, default=0.1)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/results/latent"))

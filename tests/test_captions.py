@@ -31,6 +31,7 @@ from sfumato.domains import text as words
 from sfumato.evaluation.retrieval import RetrievalConfig, one_each, others_of, retrieval_judge
 from sfumato.recipes.recipe import recipe_from
 from sfumato.recipes.run import set_up, train
+from sfumato.solvers.tuning import Effort
 
 COLOURS = {"red": (230, 20, 20), "green": (10, 200, 40), "blue": (20, 40, 240), "black": (10, 10, 10)}
 
@@ -397,6 +398,27 @@ def test_a_model_wants_the_encoder_it_was_trained_with(model) -> None:
     other = replace(model, info=model.info | {"text": model.info["text"] | {"hash": "0" * 64}})
     with pytest.raises(BundleError, match="trained with the text encoder"):
         other.sample(1, condition={"text": "red"})
+
+
+def test_a_learned_word_is_said_in_angle_brackets(model) -> None:
+    speaking = replace(model, words={"mine": torch.full((2, 384), 0.5)})
+    asked = speaking.conditions.tensors({"text": ["a red <mine> square", "a red square"]}, 2)
+    plain = model.conditions.tensors({"text": "a red square"}, 1)
+    limit = plain["text"].shape[1]
+    assert torch.equal(asked["text"][:, :limit], plain["text"].expand(2, -1, -1))
+    assert (asked["text"][0, limit:] == 0.5).all()
+    assert asked["text_mask"][:, limit:].tolist() == [[True, True], [False, False]]
+    said = speaking.sample(1, condition={"text": "a red <mine> square"}, steps=2)
+    assert not torch.equal(said, model.sample(1, condition={"text": "a red square"}, steps=2))
+    with pytest.raises(BundleError, match="did you mean 'mine'"):
+        speaking.sample(1, condition={"text": "<mime>"})
+
+
+def test_a_captioned_model_is_tuned_to_its_own_captions(model) -> None:
+    found = model.tune(4, trajectories=16, effort=Effort(seconds=1, rounds=1, fine=12))
+    assert found.solver.conditional
+    tuned = replace(model, tuned=(found.solver,))
+    assert tuned.plan(steps=4, conditional=True).solver == found.solver
 
 
 def test_the_bundle_and_its_card_tell_of_the_text(run, model) -> None:

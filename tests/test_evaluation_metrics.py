@@ -50,6 +50,16 @@ def test_frechet_of_commuting_gaussians_is_the_closed_form():
     assert found == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12)])
+def test_the_distance_from_a_gaussian_is_the_same_by_samples_as_by_moments(n, d):
+    torch.manual_seed(0)
+    x, y = torch.randn(n, d).double(), 1 + 2 * torch.randn(90, d).double()
+    law = metrics_module.moments(y)
+    for weights in (None, torch.from_numpy(np.random.default_rng(1).multinomial(n, [1 / n] * n)).double()):
+        slow = gaussian_frechet(*metrics_module.moments(x, weights), *law)
+        assert metrics_module.frechet_to(x, *law, weights) == pytest.approx(slow, rel=1e-7)
+
+
 def test_frechet_converges_to_the_closed_form_as_one_over_n():
     exact = 4 * 0.5**2 + 4 * (1.5 - 1) ** 2
     errors = []

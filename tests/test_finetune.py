@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +318,30 @@ def test_the_commands(
     assert (code, "which model, and which pictures?" in err) == (1, True)
     code, out, err = run(capsys, "finetune", "--resume", "--out", "run")
     assert code == 0, err
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_killed_four_times_is_the_one_that_was_not(demo: Path, tmp_path: Path):
+    pictures = crosses(tmp_path / "pictures")
+    command = [sys.executable, "-m", "sfumato", "finetune"]
+    asked = [str(demo), "--data", str(pictures), "--label", "cross", "training.images=960"]
+    asked += ["training.checkpoint_every=48", "training.log_every=48", "sampling.steps=2"]
+    subprocess.run([*command, *asked, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    out, happened, lucky = tmp_path / "killed", 0, random.Random(0)
+    for _ in range(4):
+        again = ["--resume"] if (out / "recipe.toml").is_file() else asked
+        process = subprocess.Popen([*command, *again, "--out", str(out)], stdout=subprocess.DEVNULL)
+        before = len(list(out.glob("checkpoints/*")))
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("checkpoints/*"))) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(lucky.uniform(0, 0.3))
+        process.kill()
+        happened += process.wait() == -signal.SIGKILL
+    assert happened >= 2
+    subprocess.run([*command, "--resume", "--out", str(out)], check=True, capture_output=True)
+    one, other = (sfumato.load_adapter(tmp_path / name / "adapter") for name in ("whole", "killed"))
+    assert one.updates.keys() == other.updates.keys()
+    for name, pair in one.updates.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, other.updates[name], strict=True)), name
+    assert all(torch.equal(one.classes[name], other.classes[name]) for name in one.classes)

@@ -16,7 +16,8 @@ from sfumato import bundle
 from sfumato.codec import IDENTITY, LatentCodec
 from sfumato.denoisers import Denoiser
 from sfumato.domains.images import Images
-from sfumato.errors import BundleError, DataError, RecipeError, RunError
+from sfumato.editing import Decoded, Mask, check_operator, interpolate, restore
+from sfumato.errors import BundleError, DataError, RecipeError, RunError, SolverError
 from sfumato.film import film
 from sfumato.model import Model, Sampling
 from sfumato.networks import AutoEncoder, PatchCritic, RandomFeatures, build
@@ -471,3 +472,68 @@ def test_the_emoji_recipes_fit_each_other():
     assert 8 * np.prod(network.latent_shape()) == 3 * 128 * 128
     assert latent.codec.bundle == "runs/emoji-codec-128/model"
     assert latent.data == codec.data
+
+
+# --- editing and fine-tuning go through the codec ---
+
+
+def mixture_of_latents(codec) -> Model:
+    """A model whose latents are few: what it makes of any measurement is one of three pictures, nearly."""
+    from sfumato import GaussianMixture
+
+    process = Gaussian(Flow())
+    means = Noise(1, 3).normal(torch.empty(3, 32))
+    law = GaussianMixture(process, means, torch.full((3, 32), 1e-3))
+
+    class Latent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.process, self.network, self.unused = process, torch.nn.Identity(), torch.nn.Linear(1, 1)
+
+        def forward(self, x_t, t, condition=None):
+            from sfumato.processes import Prediction
+
+            level = process.level(t)
+            found = law(x_t.flatten(1), level)
+            return Prediction(found.x0.view_as(x_t), "x0", x_t, level, process)
+
+    model = Model(
+        Latent(), Images(size=8, channels=1), Sampling(DPMpp2M(), FlowGrid(), steps=30), codec=codec
+    )
+    model.info["means"] = means.view(3, 2, 4, 4)
+    return model
+
+
+def test_half_of_a_decoded_picture_finds_the_latent_that_it_was_made_of():
+    codec = LatentCodec(coder())
+    model = mixture_of_latents(codec)
+    pictures = codec.decode(model.info["means"])
+    half = Mask(torch.arange(64).view(1, 8, 8) % 8 < 4, (1, 8, 8))
+    found = restore(model, half, half(pictures), sigma=0.01, steps=30)
+    blind = model.sample(3, steps=30)
+
+    def gaps(x):
+        return (x[:, None] - pictures[None]).flatten(2).norm(dim=2)
+
+    assert gaps(found).argmin(1).tolist() == [0, 1, 2]
+    assert gaps(blind).argmin(1).tolist() != [0, 1, 2]  # else the measurement would prove nothing
+    # what was measured without noise is kept to rounding
+    kept = restore(model, half, half(pictures), steps=30)
+    torch.testing.assert_close(half(kept), half(pictures), rtol=0, atol=1e-5)
+    with pytest.raises(SolverError, match="linear operator"):
+        restore(model, half, half(pictures), method="ddnm")
+
+
+def test_a_measurement_of_a_decoded_picture_obeys_the_laws_of_operators():
+    codec = LatentCodec(coder().double())
+    check_operator(Decoded(Mask(torch.arange(64).view(1, 8, 8) % 3 < 1, (1, 8, 8)), codec))
+
+
+def test_the_ends_of_an_interpolation_are_what_the_codec_makes_of_the_two_pictures():
+    codec = LatentCodec(coder())
+    model = model_of(codec)
+    x = codec.decode(Noise(2, 2).normal(torch.empty(2, 2, 4, 4)))
+    film = interpolate(model, x[0], x[1], frames=3, steps=60)
+    whole = codec.decode(codec.encode(x))
+    assert film.shape == (3, 1, 8, 8)
+    assert (film[[0, 2]] - whole).abs().max() < 0.02 * whole.abs().max()

@@ -36,6 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from . import __version__
+from .cascade import Base
 from .codec import IDENTITY, LatentCodec
 from .denoisers import Classifier, Denoiser
 from .domains.images import Images
@@ -113,8 +114,17 @@ def save(
     if isinstance(codec, LatentCodec):
         about["codec"] = _of_codec(codec)
         networks["codec.safetensors"] = codec.network
+    if model.base is not None:
+        about["base"] = {"level": model.base.level, "fingerprint": model.base.model.fingerprint}
     about |= {"recipe": dict(recipe or {}), "data": dict(data or {}), "training": dict(training or {})}
-    return _write(Path(folder), about, networks, card, figures or {})
+    return _write(Path(folder), about, networks, card, figures or {}, model.base and model.base.model)
+
+
+def save_again(model: Model, folder: str | Path) -> dict[str, Any]:
+    """Write a model that came from a bundle as another bundle, without its card, figures and tuned solvers."""
+    info = model.info
+    kept = {name: info.get(name) for name in ("recipe", "data", "training", "text")}
+    return save(model, folder, guidable=bool(info.get("guidable", True)), **kept)
 
 
 def save_codec(
@@ -151,10 +161,13 @@ def _write(
     networks: Mapping[str, Any],
     card: str | None,
     figures: Mapping[str, bytes],
+    base: Model | None = None,
 ) -> dict[str, Any]:
     """Write the weights of networks, the record that describes and hashes them, the card and its figures; atomic."""
     try:
         with folder_atomically(folder) as aside:
+            if base is not None:
+                save_again(base, aside / "base")
             digests = {}
             for name, network in networks.items():
                 with opened(aside / name) as file:
@@ -248,6 +261,7 @@ def load(folder: str | Path) -> Model:
             _solvers(folder),
             {name: torch.tensor(word) for name, word in record.get("words", {}).items()},
             _codec(folder, "codec.safetensors", record["codec"], record) if "codec" in record else IDENTITY,
+            _base(folder, record["base"]) if "base" in record else None,
         )
     except BundleError:
         raise
@@ -282,6 +296,14 @@ def _codec(folder: Path, name: str, about: Mapping[str, Any], record: Mapping[st
         raise BundleError(f"{folder} does not describe a codec of this sfumato: {line}") from error
     network.eval().requires_grad_(False)
     return LatentCodec(network, dict(about))
+
+
+def _base(folder: Path, about: Mapping[str, Any]) -> Base:
+    """The model whose pictures are enlarged, in a bundle inside of the bundle."""
+    model = load(folder / "base")
+    if model.fingerprint != about["fingerprint"]:
+        raise BundleError(f"{folder / 'base'} holds another model than the one that {folder} enlarges")
+    return Base(model, float(about["level"]))
 
 
 def _checked(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:

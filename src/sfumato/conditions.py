@@ -1,6 +1,7 @@
 """What a model can be asked for: a user's words turned into the tensors that a network takes.
 
     {"label": "Sneaker"}   ->  {"label": (count,) long}
+    {"image": pictures}    ->  {"image": (count, channels + 1, height, width)}, of a model that enlarges
     {"text": "red heart"}  ->  {"text": (count, tokens, dim), "text_mask": (count, tokens) bool}
 
 One value stands for all samples, a list for one each. A name the model does not have, a label out of range or a list
@@ -9,15 +10,17 @@ of the wrong length is refused before anything is sampled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BundleError, DataError, choose
+from .errors import BundleError, choose
+from .noise import Noise
+from .personal import spoken
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,15 @@ class Conditions:
     """The conditions of one model. classes: names of its labels, () for none. free: whether it may go without any.
 
     text: the record of the encoder that it was trained with (name, dim, limit, hash), None if it takes no text.
+    image: of a model that enlarges pictures, what makes its slot of them (`cascade.Base.image`).
+    words: learned ones, (tokens, dim) by name, that a prompt may have in angle brackets; see `personal.spoken`.
     """
 
     classes: tuple[str, ...] = ()
     free: bool = True
     text: Mapping[str, Any] | None = None
+    words: Mapping[str, Tensor] = field(default_factory=dict)
+    image: Callable[[Any, Noise], Tensor] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -48,11 +55,22 @@ class Conditions:
         texts = self.examples
         return {"text": [texts[k % len(texts)] for k in range(count)]} if texts else None
 
-    def tensors(self, given: Mapping[str, Any] | None, count: int) -> dict[str, Tensor] | None:
+    def tensors(
+        self, given: Mapping[str, Any] | None, count: int, noise: Noise | None = None
+    ) -> dict[str, Tensor] | None:
         """The condition of `count` samples as tensors (count, ...) by name, None for none.
 
+        noise: whose draws a picture that is enlarged is noised with; of samples 0 to count - 1 of seed 0 by default.
         Raises BundleError for one that the model does not have, or none where it needs one.
         """
+        given = dict(given or {})
+        if self.image is not None:
+            if (low := given.pop("image", None)) is None or len(low) != count:
+                raise BundleError(
+                    f'this model enlarges pictures: give a condition={{"image": ...}} of {count} of them'
+                )
+            shown = {"image": self.image(low, noise or Noise(0, count))}
+            return shown | (replace(self, image=None).tensors(given, count) or {})
         if not given:
             if self.names and not self.free:
                 name = self.names[0]
@@ -89,10 +107,14 @@ class Conditions:
                     f"this model was trained with the text encoder {self.text['name']} of {key} "
                     f"{self.text[key][:12]}, and here it is {encoder.card[key][:12]}: install that one"
                 )
-        try:
-            return encoder.padded(values)
-        except DataError as problem:
-            raise BundleError(str(problem)) from None
+        if strange := [value for value in values if not isinstance(value, str)]:
+            raise BundleError(f"a prompt is a text, not {strange[0]!r}")
+
+        def encode(prompts: list[str]) -> tuple[Tensor, Tensor]:
+            found = encoder.padded(prompts)
+            return found["text"], found["text_mask"]
+
+        return spoken(values, self.words, encode)
 
     def labels(self, given: Any, count: int) -> Tensor:
         """Label numbers (count,) from one label or several, each a number or a class name.

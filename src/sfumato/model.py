@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cascade import Base
 from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
-from .conditions import Conditions, spread_labels
+from .conditions import Conditions
 from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance, build_guidance
 from .domains.images import Images
 from .errors import BundleError, SolverError
@@ -52,6 +54,7 @@ class Model:
     info: the bundle's record (recipe, data card, versions, hashes), empty for a model made in memory.
     tuned: solvers fitted to it, which `sample` uses for their steps unless it is given a solver or grid.
     words: what its adapters taught it to be asked for in prompts, (tokens, text_dim) by name; see `personal.spoken`.
+    base: the model whose pictures this one enlarges, if it is the second stage of a cascade.
     codec: between pictures and what the denoiser makes; the identity by default. Raises BundleError if its latents are
     not the denoiser's.
     """
@@ -63,8 +66,11 @@ class Model:
     tuned: tuple[Tuned, ...] = ()
     words: dict[str, Tensor] = field(default_factory=dict)
     codec: Codec = IDENTITY
+    base: Base | None = None
 
     def __post_init__(self) -> None:
+        if self.base is not None:
+            self.base.check(self)
         if not isinstance(self.codec, IdentityCodec):
             check_latents(self.codec, self.domain.shape, self.denoiser.network)
 
@@ -82,7 +88,19 @@ class Model:
     @property
     def conditions(self) -> Conditions:
         """What this model can be asked for, and how a user's words for it become tensors."""
-        return Conditions(self.classes, bool(self.info.get("guidable", True)), self.info.get("text"))
+        image = None
+        if self.base is not None:
+            image = partial(self.base.image, size=self.domain.shape[1:], process=self.denoiser.process)
+        guidable = bool(self.info.get("guidable", True))
+        return Conditions(self.classes, guidable, self.info.get("text"), self.words, image)
+
+    def completed(
+        self, condition: Mapping[str, Any] | None, indices: Sequence[int], seed: int = 0, batch: int = 64
+    ) -> Mapping[str, Any] | None:
+        """The condition, and of a model that enlarges pictures of its base with it, if none are given."""
+        if self.base is None or "image" in (condition or {}):
+            return condition
+        return {**(condition or {}), "image": self.base.draw(condition, indices, seed, batch)}
 
     def guided(self, guidance: float | str | Guidance) -> Denoises:
         """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here."""
@@ -144,8 +162,9 @@ class Model:
         ]
         domain = replace(self.domain, classes=tuple(classes))
         return Model(
-            denoiser.eval().requires_grad_(False), domain, self.sampling, info, words=words, codec=self.codec
-        )
+            denoiser.eval().requires_grad_(False), domain, self.sampling, info, words=words, codec=self.codec,
+            base=self.base,
+        )  # fmt: skip
 
     def plan(
         self,
@@ -214,18 +233,18 @@ class Model:
     ) -> Tuning:
         """Fit a solver of so many evaluations to this model's own trajectories; `Tuning.solver` may go into `tuned`.
 
-        A model with labels is tuned to all of them in turn. The start points are other ones than `sample` of any seed
-        starts from. The rivals are the model's own solver, if it is deterministic, the package's default, DDIM and
-        DPM-Solver++(2M).
+        A model with labels is tuned to all of them in turn, one with captions to its examples. The start points are
+        other ones than `sample` of any seed starts from. The rivals are the model's own solver, if it is deterministic,
+        the package's default, DDIM and DPM-Solver++(2M).
         """
         guidance = self.sampling.guidance if guidance is None else build_guidance(guidance)
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
         # key 0 of a sample's draws is its prior, and deterministic solvers use no other
         x = process.prior(weights.new_empty(trajectories, *self.latent_shape), noise.at(1), noisiest(process))
-        condition = None
-        if self.classes:
-            condition = {"label": spread_labels(trajectories, len(self.classes)).to(weights.device)}
+        asked = self.completed(self.conditions.in_turn(trajectories), range(trajectories), seed)
+        condition = self.conditions.tensors(asked, trajectories)
+        condition = condition and {name: value.to(weights.device) for name, value in condition.items()}
         rivals = {}
         own = self.sampling.grid
         for solver, grid in (
@@ -242,7 +261,7 @@ class Model:
         denoiser = self.guided(guidance)
         found = tune(denoiser, x, steps, condition=condition, rivals=rivals, effort=effort, progress=progress)
         stamped = replace(
-            found.solver, weights=self.fingerprint, guidance=guidance, conditional=bool(self.classes)
+            found.solver, weights=self.fingerprint, guidance=guidance, conditional=bool(condition)
         )
         return replace(found, solver=stamped)
 
@@ -266,7 +285,8 @@ class Model:
 
         count: how many, samples 0 to count - 1 of the seed; or indices: which. condition: {"label": one label or
         one for each sample}, by number or name, or {"text": one prompt or one for each}; without it a conditional
-        model draws from all its data.
+        model draws from all its data. A model that enlarges takes {"image": pictures of its base's shape, one a sample}
+        too; without, its base draws them, by its own settings.
         start: (estimates, t0) to come from instead of noise: one (channels, height, width) in [-1, 1] a sample, noised
         to the time t0 in (0, 1] first; all the steps are spent from there (see `solvers.sample_from`).
         guidance: a weight, a `Guidance`, or its text. around: makes of the guided denoiser the one that is sampled,
@@ -288,6 +308,11 @@ class Model:
             raise BundleError(
                 f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
             )
+        try:
+            whole = Noise(seed, chosen)
+        except ValueError as error:  # a seed or an index that is none
+            raise BundleError(str(error)) from None
+        condition = self.completed(condition, chosen, seed, batch)
         since = None if start is None else start[1]
         if around is not None and solver is None:
             solver = self.sampling.solver
@@ -304,13 +329,10 @@ class Model:
         levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
         denoiser = denoiser if around is None else around(denoiser)
-        given = self.conditions.tensors(condition, len(chosen))
+        given = self.conditions.tensors(condition, len(chosen), whole)
         weights = next(self.denoiser.parameters())
         chunks = range(0, len(chosen), batch)
-        try:
-            noises = [Noise(seed, chosen[begin : begin + batch]) for begin in chunks]
-        except ValueError as error:  # a seed or an index that is none
-            raise BundleError(str(error)) from None
+        noises = [Noise(seed, chosen[begin : begin + batch]) for begin in chunks]
         drawn = []
         for k, begin in enumerate(chunks):
             part = slice(begin, begin + batch)

@@ -157,6 +157,7 @@ def restored(
     """Restore pictures; measured: they are measurements already, not pictures to be measured."""
 
     def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        from ..codec import LatentCodec
         from ..editing import build_method, restore
 
         made, y = operator(model), x
@@ -166,7 +167,8 @@ def restored(
                 canvas = x.new_zeros(len(x), *made.shape)
                 canvas[:, made.mask] = x.flatten(1)  # type: ignore[attr-defined]
             y = made(canvas)
-        method = build_method(own.method or ("ddnm" if measured else "repaint"))
+        usual = "dps" if isinstance(model.codec, LatentCodec) else "ddnm" if measured else "repaint"
+        method = build_method(own.method or usual)
         done = restore(
             model, made, y.repeat_interleave(own.count, 0), sigma=sigma, method=method,
             condition=own.condition, seed=own.seed, steps=own.steps, guidance=own.guidance,

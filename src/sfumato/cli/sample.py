@@ -38,6 +38,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     strength: float | None = None,
     film: bool = False,
     inspect: bool = False,
+    words: bool = False,
     direction: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     filter_: Annotated[str | None, Parameter(name="--filter")] = None,
     rejected: Literal["blank", "drop"] = "blank",
@@ -94,6 +95,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
     inspect
         Also write OUT-steps.png and OUT-steps.json: at each step the size of the state, of the predicted picture, noise
         and score, what the step changed, and which spatial frequencies have their energy already.
+    words
+        Also write OUT-words.png: for the first prompt, where in the picture each of its words was read.
     direction
         Go along a direction that `sfumato directions` found: FILE:NUMBER:STRENGTH, e.g. fashion.safetensors:2:1.5, the
         strength in standard deviations. Several add up.
@@ -107,6 +110,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     """
     from .. import bundle as bundles
     from ..errors import BundleError, SolverError
+    from ..files import write_atomically
     from ..film import film as shoot
     from ..film import planned
     from ..solvers import Unfinished, build_solver
@@ -118,7 +122,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
         raise BundleError("give --count or --indices, not both")
     if strength is not None and from_ is None:
         raise BundleError("--strength says how far to go back from a picture: give the pictures with --from")
-    screen = guard(filter_, rejected, out, seen_unchecked=film or inspect)
+    if words and not prompt:
+        raise BundleError("--words shows where the words of a prompt were read: give one with --prompt")
+    screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
     if adapter:
         from ..adapter_files import parse_adapter
@@ -227,7 +233,31 @@ def sample(  # noqa: PLR0913 (the options of a command)
         many = min(number, 64)
         _inspect(model, planned(model, settings), many, head(many), beside)
         console.print(f"what each step does: {out}-steps.png, the numbers: {out}-steps.json", soft_wrap=True)
+    if words:
+        own = [k for k, text in enumerate(texts or []) if text == (texts or [""])[0]][:4]
+        write_atomically(beside.with_name(f"{beside.name}-words.png"), _words(model, own, chosen, settings))
+        console.print(f"where each word was read: {out}-words.png", soft_wrap=True)
     return 0
+
+
+def _words(model: Model, places: list[int], chosen: Sequence[int], settings: dict[str, Any]) -> bytes:
+    """Where each word of a prompt was read, as a PNG, of the samples at these places of the chosen, drawn again."""
+    from dataclasses import replace
+
+    from torch.nn import functional as F
+
+    from ..domains.text import text_encoder
+    from ..evaluation.attribution import Watched, group_pieces, picture, word_maps
+
+    text = settings["condition"]["text"][places[0]]
+    words, groups = group_pieces(text_encoder(int((model.conditions.text or {})["limit"])).pieces(text))
+    watched = Watched(model.denoiser, len(places))
+    own = settings | {"condition": {"text": text}, "indices": [chosen[k] for k in places], "start": None}
+    samples = replace(model, denoiser=watched).sample(batch=len(places), **own)
+    maps = word_maps(watched.maps, groups)
+    if maps.shape[2:] != samples.shape[2:]:  # of latents
+        maps = F.interpolate(maps, samples.shape[2:], mode="bilinear", align_corners=False)
+    return picture(model.domain.pixels(samples), maps, words)
 
 
 def _grid(model: Model, samples: Tensor, texts: list[str] | None) -> Image:

@@ -210,7 +210,7 @@ def thresholded(x0: Tensor, quantile: float) -> Tensor:
 
 
 def nothing(condition: Condition, classes: int) -> dict[str, Tensor]:
-    """The same condition saying nothing: no label, no text, an empty picture."""
+    """The same condition saying nothing: no label, no text. A picture that is enlarged stays: it is no wish."""
     empty: dict[str, Tensor] = {}
     for name, value in (condition or {}).items():
         if name == "label":
@@ -219,7 +219,7 @@ def nothing(condition: Condition, classes: int) -> dict[str, Tensor]:
             empty[name] = torch.zeros_like(value)
             empty["text_mask"] = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
         else:
-            empty[name] = torch.zeros_like(value)
+            empty[name] = value if name == "image" else torch.zeros_like(value)
     return empty
 
 

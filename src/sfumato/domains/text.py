@@ -90,6 +90,10 @@ class TextEncoder:
             return text[:first], text.split()[0]
         return text[:start].rstrip(), text[start:].split()[0]
 
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of words that a prompt is read in, one a token: "[CLS]", "red", "pan", "##da", "[SEP]"."""
+        return self._tokenizer.encode(self.cut(text)[0]).tokens
+
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(self.cut(text)[0]).ids
 

@@ -1,6 +1,7 @@
 """Editing: pictures that fit a measurement, an instruction or each other, from a model trained for none of it."""
 
 from .bridged import Replacing
+from .decoded import Decoded
 from .exact import exact_posterior
 from .guided import Look, Posterior
 from .inversion import change, interpolate, invert, levels_for_inversion, slerp
@@ -53,6 +54,7 @@ __all__ = [
     "Channels",
     "Clip",
     "Convolution",
+    "Decoded",
     "FourierLines",
     "Function",
     "Guided",

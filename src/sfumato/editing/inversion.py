@@ -100,7 +100,7 @@ def _prepared(
     given = model.conditions.tensors(condition, len(x))
     given = given and {name: value.to(weights.device) for name, value in given.items()}
     levels = levels_for_inversion(model.denoiser.process, steps)
-    return model.guided(guidance), levels, given, x.to(weights)
+    return model.guided(guidance), levels, given, model.codec.encode(x.to(weights))
 
 
 def interpolate(
@@ -125,7 +125,7 @@ def interpolate(
     between = torch.cat([slerp(z[:1], z[1:], k / (frames - 1)) for k in range(frames)])
     own = given and {name: value[:1].expand(frames, *value.shape[1:]) for name, value in given.items()}
     with torch.no_grad():
-        return integrate(denoiser, Heun(), levels, between, Noise(0, frames), own)
+        return model.codec.decode(integrate(denoiser, Heun(), levels, between, Noise(0, frames), own))
 
 
 def change(
@@ -148,4 +148,4 @@ def change(
     levels = levels_for_inversion(model.denoiser.process, steps, replace(AngleGrid(), start=strength))
     z = invert(plain, x, levels=levels, condition=before)
     with torch.no_grad():
-        return integrate(guided, Heun(), levels, z, Noise(0, len(x)), after)
+        return model.codec.decode(integrate(guided, Heun(), levels, z, Noise(0, len(x)), after))

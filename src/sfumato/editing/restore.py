@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..codec import LatentCodec
 from ..denoisers import Condition, Denoises
 from ..errors import BundleError, SolverError, choose
 from ..model import Model
@@ -50,6 +51,7 @@ from ..solvers import (
     values_of,
 )
 from .bridged import Replacing
+from .decoded import Decoded
 from .guided import DAMPING, ITERATIONS, KINDS, Posterior
 from .operator import LinearOperator, Measurement, Operator
 from .twisted import twisted
@@ -220,9 +222,15 @@ def sample_posterior(
         raise SolverError(f"{len(measurement.y)} measurements were given for {len(noise.indices)} samples")
     method = build_method(method) if isinstance(method, str) else method
     like = measurement.y if like is None else like
-    x = method.draw(denoiser, measurement, noise, solver, levels, condition, callback, like)
+    return _met(
+        measurement, method.draw(denoiser, measurement, noise, solver, levels, condition, callback, like)
+    )
+
+
+def _met(measurement: Measurement, x: Tensor) -> Tensor:
+    """The samples, put on a linear measurement that has no noise."""
     if measurement.sigma == 0 and isinstance(measurement.operator, LinearOperator):
-        x = measurement.project(x)
+        return measurement.project(x)
     return x
 
 
@@ -232,7 +240,7 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     y: Tensor,
     *,
     sigma: float = 0.0,
-    method: Method | str = "ddnm",
+    method: Method | str | None = None,
     condition: Any = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
@@ -245,6 +253,8 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
 ) -> Tensor:
     """Pictures (count, channels, height, width) in [-1, 1] that fit y = A(x) + sigma eps, one for each row of y.
 
+    method: "ddnm" by default; of a model of latents "dps", and only methods that need no linear operator: what was
+    measured of a picture was measured of its latent by A after decoding (`Decoded`).
     operator: on the model's pictures, or on larger ones, for which the model is asked in overlapping windows
     (`Windows`). Repeat a row of y for several draws of its posterior. indices: which samples of the seed the rows are
     (0, 1, .. by default). The other arguments are those of `Model.sample`.
@@ -266,8 +276,12 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     given = model.conditions.tensors(condition, len(chosen))
     weights = next(model.denoiser.parameters())
     denoiser: Denoises = model.guided(plan.guidance)
-    if operator.shape != model.domain.shape:
-        denoiser = Windows(denoiser, model.domain.shape, operator.shape)
+    codec, inner = model.codec, operator
+    if isinstance(codec, LatentCodec):
+        inner = Decoded(operator, codec)
+    if inner.shape != model.latent_shape:
+        denoiser = Windows(denoiser, model.latent_shape, inner.shape)
+    method = method or ("ddnm" if inner is operator else "dps")
     drawn: list[Tensor] = []
     parts = range(0, len(chosen), batch)
     for k, begin in enumerate(parts):
@@ -278,14 +292,14 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
             raise BundleError(str(error)) from None
         told = callback and _counted(callback, k, len(parts))
         part = given and {name: value[rows].to(weights.device) for name, value in given.items()}
-        own = Measurement(operator, y[rows].to(weights), sigma)
+        own = Measurement(inner, y[rows].to(weights), sigma)
         try:
-            drawn.append(
-                sample_posterior(
-                    denoiser, own, noise, method=method, solver=plan.solver, levels=levels,
-                    condition=part, callback=told, like=weights,
-                )
+            z = sample_posterior(
+                denoiser, own, noise, method=method, solver=plan.solver, levels=levels,
+                condition=part, callback=told, like=weights,
             )  # fmt: skip
+            x = codec.decode(z)
+            drawn.append(x if inner is operator else _met(Measurement(operator, own.y, sigma), x))
         except SolverError as error:
             if not drawn:
                 raise

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codec import LatentCodec
 from ..denoisers import Denoises
 from ..errors import BundleError
 from ..model import Model
 from ..noise import Noise
 from ..solvers import Callback, sample_from
+from .decoded import Decoded
 from .guided import Posterior
 from .nonlinear import Statistics
-from .operator import Measurement
+from .operator import Measurement, Operator
 
 TOLERANCE = 0.02  # of the statistics, in the units of the pictures
 
@@ -54,16 +56,19 @@ def restyle(
         raise BundleError(f"a style picture is one of {tuple(x.shape[1:])}, not {tuple(style.shape)}")
     plan = model.plan(None, None, steps, guidance, conditional=bool(condition), start=strength)
     weights = next(model.denoiser.parameters())
-    statistics = Statistics(model.domain.shape)
+    statistics: Operator = Statistics(model.domain.shape)
     wanted = statistics(style[None].to(weights)).expand(len(x), -1, -1, -1)
+    if isinstance(model.codec, LatentCodec):
+        statistics = Decoded(statistics, model.codec)
     given = model.conditions.tensors(condition, len(x))
     denoiser: Denoises = Posterior(
         model.guided(plan.guidance), Measurement(statistics, wanted, TOLERANCE), "dps"
     )
     with torch.no_grad():
-        return sample_from(
-            denoiser, x.to(weights), Noise(seed, indices), solver=plan.solver,
+        z = sample_from(
+            denoiser, model.codec.encode(x.to(weights)), Noise(seed, indices), solver=plan.solver,
             levels=plan.grid.levels(model.denoiser.process, plan.steps),
             condition=given and {name: value.to(weights.device) for name, value in given.items()},
             callback=callback,
         )  # fmt: skip
+        return model.codec.decode(z)

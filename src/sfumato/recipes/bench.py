@@ -192,6 +192,10 @@ class Bench:
         """The parts of a sample's error, at guidance 1: a guided flow leads to no law that an error could be of."""
         from ..evaluation.study import Plan, study
 
+        if self.model.base is not None:
+            raise DataError(
+                "the parts of an error are measured of a model that draws by itself, not of a cascade"
+            )
         made = self._built(settings)
         names = ("fine", "starts", "levels", "seed")
         plan = Plan(made["solver"], made["grid"], tuple(made["steps"]), *(made[name] for name in names))
@@ -322,10 +326,11 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3, plan: Samplin
     condition = model.conditions.in_turn(count)
     plan = plan or model.plan(conditional=bool(condition))
     x = torch.zeros(1, *model.denoiser.process.state_shape(model.latent_shape))
-    flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(model.conditions.in_turn(1), 1))
+    one = model.completed(model.conditions.in_turn(1), [0])
+    flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(one, 1))
     counter = CallCounter(model.denoiser)
     steps = None if isinstance(plan.solver, Driver) else plan.steps
-    counted = Model(counter, model.domain, model.sampling, model.info, codec=model.codec)  # type: ignore[arg-type]
+    counted = Model(counter, model.domain, model.sampling, model.info, codec=model.codec, base=model.base)  # type: ignore[arg-type]
     return measure_cost(
         lambda: counted.sample(
             count,

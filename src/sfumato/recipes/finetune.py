@@ -40,6 +40,7 @@ from ..personal import Adapter, attach, fresh, grow, read, settle, text_width
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.order import Stratified, mixed
 from . import card
+from .codec import with_latents
 from .recipe import Recipe, overridden, parse_overrides, recipe_from, to_toml
 from .run import read_data, sample_sheet
 
@@ -60,8 +61,8 @@ MEASURED = 64  # samples of the old model that forgetting is measured on
 class Mixed:
     """Training data of which a share is other data: rows are own or prior by one keyed word a position."""
 
-    own: ImageData
-    prior: ImageData
+    own: Any
+    prior: Any
     share: float
 
     def __len__(self) -> int:
@@ -191,7 +192,8 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
         )
         attach(network, adapter)
     objective = build_objective(
-        **recipe.objective.model_dump(), classes=len(data.domain.classes) if model.classes else 0
+        **recipe.objective.model_dump(exclude={"losses"}),
+        classes=len(data.domain.classes) if model.classes else 0,
     )
     return Finetuning(recipe, model, data, held, denoiser, objective, new, adapter)
 
@@ -273,6 +275,7 @@ def forgetting(before: Model, after: Model, objective: Objective, seed: int = 0)
     difference.
     """
     x, labels = drawn(before, MEASURED, mixed(seed, 8))
+    x = before.codec.encode(x)
     batch: dict[str, Any] = (
         {"x": x} if labels is None else {"x": x, "condition": {"label": labels.to(x.device)}}
     )
@@ -310,15 +313,15 @@ def finetune(
     parts = set_up(recipe, model)
     trained = sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad)
     say(f"{len(parts.data):,} pictures; {trained / 1e3:,.0f} k numbers are trained")
-    prior = prior_data(parts, out, say)
+    shown, prior = with_latents(parts.data, parts.model.codec), prior_data(parts, out, say)
     share = recipe.finetune.prior if recipe.finetune else 0.0
     trainer = Trainer(
         parts.denoiser,
         parts.objective,
-        parts.data if prior is None else Mixed(parts.data, prior, share),
+        shown if prior is None else Mixed(shown, with_latents(prior, parts.model.codec), share),
         recipe.training,
         out,
-        held_out=parts.held_out if len(parts.held_out) else None,
+        held_out=with_latents(parts.held_out, parts.model.codec) if len(parts.held_out) else None,
         callbacks=callbacks,
     )
     text = to_toml(recipe).encode()
@@ -343,7 +346,8 @@ def learned(parts: Finetuning, result: TrainingResult) -> tuple[Model, Adapter |
     classes = (*model.domain.classes, *parts.new)
     info = {"guidable": model.info.get("guidable", True)}
     denoiser.eval().requires_grad_(False)
-    return Model(denoiser, replace(model.domain, classes=classes), model.sampling, info), None
+    domain = replace(model.domain, classes=classes)
+    return Model(denoiser, domain, model.sampling, info, codec=model.codec), None
 
 
 def write(

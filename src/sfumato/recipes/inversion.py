@@ -23,6 +23,7 @@ from ..model import Model
 from ..objectives import build_objective
 from ..personal import Adapter, Speller, text_width
 from ..training import Callback, Interrupted, Trainer, TrainingConfig, TrainingResult
+from .codec import with_latents
 
 _PROMPT = 0x9807  # a stream of the keyed words
 
@@ -34,7 +35,7 @@ class Prompted:
     text: (prompts, tokens, text_dim). mask: (prompts, tokens) bool.
     """
 
-    data: ImageData
+    data: Any
     text: Tensor
     mask: Tensor
 
@@ -95,12 +96,17 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
     denoiser.network = Speller(
         denoiser.network, _start(text, mask, tokens, config.seed) if start is None else start
     )
-    recipe = model.info.get("recipe") or {}
-    objective = build_objective(
-        **{"kind": "denoising", **recipe.get("objective", {}), "drop": 0.0}, classes=0
-    )
+    asked = (model.info.get("recipe") or {}).get("objective", {}) | {"drop": 0.0}
+    objective = build_objective(**{key: value for key, value in asked.items() if key != "losses"})
     say(f"{len(data):,} pictures; a word of {len(denoiser.network.word)} times {width} numbers")
-    trainer = Trainer(denoiser, objective, Prompted(data, text, mask), config, out, callbacks=callbacks)
+    trainer = Trainer(
+        denoiser,
+        objective,
+        Prompted(with_latents(data, model.codec), text, mask),
+        config,
+        out,
+        callbacks=callbacks,
+    )
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: resume it, or choose another folder")
     result = trainer.fit(resume)

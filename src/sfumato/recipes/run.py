@@ -4,6 +4,7 @@ run/recipe.toml     the whole recipe, defaults and overrides included: what `--r
 run/checkpoints/    what a killed run goes on from            run/log.jsonl     figures of the training
 run/previews/       samples along the way                     run/model/        the bundle
 run/codec/          of a model of latents: a copy of the autoencoder it is trained on
+run/base/           of a model that enlarges: a copy of the one that draws small pictures
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from .. import bundle
+from ..cascade import Base
 from ..codec import IDENTITY, Codec, LatentCodec
 from ..conditions import spread_labels
 from ..denoisers import Classifier, Denoiser, build_guidance
@@ -31,11 +33,12 @@ from ..files import write_atomically
 from ..model import Model, Sampling
 from ..networks import build
 from ..objectives import Objective, build_objective, check_trains
-from ..processes import build_process
+from ..processes import Gaussian, build_process
 from ..solvers import build_grid, build_solver, check_served
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
 from . import card
+from .cascade import Pairs, base_of, keep_base
 from .codec import (
     codec_of,
     finished_codec,
@@ -60,14 +63,19 @@ class Experiment:
     sampling: Sampling
     codec: Codec = IDENTITY
     shown: Any = None
-    """What the trainer is shown: `data`, or their latents."""
+    """What the trainer is shown: `data`, or their latents, or pairs with small pictures."""
+    base: Base | None = None
+
+    def as_shown(self, data: ImageData) -> Any:
+        """Other data in the form in which the trainer is shown its own."""
+        return replace(self.shown, data=data) if self.base else with_latents(data, self.codec)
 
     def model(self) -> Model:
         """The model with the denoiser's present weights."""
         info: dict[str, Any] = {"guidable": self.recipe.objective.drop > 0}
         if self.data.texts is not None:
             info["text"] = {**self.data.texts.encoder, "examples": examples(self.data)}
-        return Model(self.denoiser, self.domain, self.sampling, info, codec=self.codec)
+        return Model(self.denoiser, self.domain, self.sampling, info, codec=self.codec, base=self.base)
 
 
 def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, ImageData]:
@@ -128,10 +136,17 @@ def set_up(
         process = build_process(
             recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data
         )
+    base = base_of(recipe, out)
+    if base is not None:
+        if not isinstance(process, Gaussian):
+            raise RecipeError("a model that enlarges has a gaussian process: leave process.kind out")
+        shown = Pairs(data, base.shape[1:], process, recipe.cascade.most)
     channels = process.state_shape(state)[0]
     settings = {"in_channels": channels, "size": list(state[1:]), "classes": classes}
     if data.texts is not None:
         settings["text_dim"] = data.texts.encoder["dim"]
+    if base is not None:
+        settings["image_channels"] = domain.shape[0] + 1
     outputs = state[0] * (2 if recipe.denoiser.learned_variance else 1)
     if outputs != channels:
         settings["out_channels"] = outputs
@@ -172,7 +187,7 @@ def set_up(
         # what cannot serve fails now, not after the training
         check_served(sampling.solver, process)
         sampling.grid.levels(process, sampling.steps)
-        parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling, codec, shown)
+        parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling, codec, shown, base)
         if not classifies:
             parts.model().guided(sampling.guidance)
     return parts
@@ -235,7 +250,7 @@ def train(
         parts.shown,
         recipe.training,
         out,
-        held_out=with_latents(parts.held_out, parts.codec) if len(parts.held_out) else None,
+        held_out=parts.as_shown(parts.held_out) if len(parts.held_out) else None,
         preview=None
         if isinstance(parts.denoiser, Classifier)
         else lambda denoiser, images: _preview(parts, denoiser, out, images),
@@ -246,6 +261,7 @@ def train(
     def accepted() -> None:
         write_atomically(out / "recipe.toml", to_toml(recipe).encode())
         keep_codec(parts.codec, parts.domain, out)
+        keep_base(parts.base, out)
 
     result = trainer.fit(resume, accepted)
     model = averaged(parts, result)
