@@ -38,7 +38,8 @@ from safetensors.torch import load as load_safetensors
 from . import __version__
 from .cascade import Base
 from .codec import IDENTITY, LatentCodec
-from .denoisers import Classifier, Denoiser
+from .denoisers import CategoricalDenoiser, Classifier, Denoiser
+from .domains import build_domain
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
 from .files import folder_atomically, opened, reason, write_json
@@ -247,15 +248,16 @@ def load(folder: str | Path) -> Model:
         else:
             network = build(record["network"]["kind"], **record["network"]["config"])
             network.load_state_dict(weights)
-            classifies = record["denoiser"]["parameterisation"] == Classifier.parameterisation
+            whole = {cls.parameterisation: cls for cls in (Classifier, CategoricalDenoiser)}
+            kind = record["denoiser"]["parameterisation"]
             denoiser = (
-                Classifier(network, process)
-                if classifies
+                whole[kind](network, process)
+                if kind in whole
                 else Denoiser(network, process, **record["denoiser"])
             )
         model = Model(
             denoiser,
-            Images.from_json(record["domain"]),
+            build_domain(**record["domain"]),
             Sampling.from_json(record["sampling"]),
             record,
             _solvers(folder),

@@ -35,7 +35,7 @@ _HOMES = {
     "list_sources": "sources",
     "way_names": "sources",
 }
-_DOMAINS = {"images": ("images", "Images")}
+_DOMAINS = {"images": ("images", "Images"), "sequences": ("sequences", "Sequences")}
 
 __all__ = [
     "DataCard",
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-def build_domain(kind: str, **config: Any) -> Images:
+def build_domain(kind: str, **config: Any) -> Any:
     """A domain by its kind ("images") and settings. Raises DataError naming the nearest for one it does not know."""
     module, name = _DOMAINS[choose(kind, _DOMAINS, "domain", DataError)]
     domain = getattr(importlib.import_module(f"sfumato.domains.{module}"), name)

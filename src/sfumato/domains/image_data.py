@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,23 @@ def keyed_words(seed: int, stream: int, start: int, count: int) -> np.ndarray:
     block, skip = divmod(start, 4)
     generator = np.random.Philox(key=seed | stream << 64, counter=block)
     return generator.random_raw(skip + count)[skip:]
+
+
+def split_rows(
+    count: int, fraction: float, seed: int, groups: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """(train, held): rows 0 .. count - 1 with a random `fraction` held out; of groups, if any, whole ones."""
+    if not 0 <= fraction < 1:
+        raise DataError(f"the fraction held out must be in [0, 1), not {fraction}")
+    kinds, which = np.unique(groups, return_inverse=True) if groups else (range(count), None)
+    held = round(fraction * len(kinds))
+    if held == len(kinds):
+        raise DataError(f"holding out {fraction} of {count} examples leaves none to train on")
+    order = np.argsort(keyed_words(seed, _SPLIT, 0, len(kinds)), kind="stable")
+    if which is not None:
+        out = np.isin(which, order[:held])
+        return np.flatnonzero(~out), np.flatnonzero(out)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 @dataclass(frozen=True)
@@ -148,18 +165,9 @@ class ImageData:
 
         Where pictures have groups, of the groups: no group is in both.
         """
-        if not 0 <= fraction < 1:
-            raise DataError(f"the fraction held out must be in [0, 1), not {fraction}")
         names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
-        kinds, which = np.unique(names, return_inverse=True) if names else (range(len(self)), None)
-        held = round(fraction * len(kinds))
-        if held == len(kinds):
-            raise DataError(f"holding out {fraction} of {len(self)} pictures leaves none to train on")
-        order = np.argsort(keyed_words(seed, _SPLIT, 0, len(kinds)), kind="stable")
-        if which is not None:
-            out = np.isin(which, order[:held])
-            return self.take(np.flatnonzero(~out)), self.take(np.flatnonzero(out))
-        return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
+        kept, out = split_rows(len(self), fraction, seed, names)
+        return self.take(kept), self.take(out)
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
         """{"x": float32 (n, c, h, w) in [−1, 1], "condition": {"label": long (n,), "text": .., "text_mask": ..}}.

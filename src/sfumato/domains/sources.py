@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.domains import ways as w
 from sfumato.domains.cache import cache_folder, install, sha256_of
 from sfumato.domains.emoji import open_fluent, open_google
+from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found, Source
 from sfumato.errors import DataError, choose
 
@@ -37,9 +38,10 @@ class DataCard:
     origin: str
     citation: str
     count: int
-    size: tuple[int, int]
-    channels: int
-    classes: tuple[str, ...]
+    size: tuple[int, ...] = ()
+    channels: int = 0
+    classes: tuple[str, ...] = ()
+    kind: str = "pictures"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -52,7 +54,7 @@ class NamedSource:
 
     files: name -> (SHA-256 of the content after gzip, its length in bytes); a file may be there as name or name.gz.
     splits: name -> (file of pictures, file of labels), both IDX; or, if `opens` reads the files, anything.
-    opens(folder, split): looks into files of another kind.
+    opens(folder, split): looks into files of another kind. records(folder, split): into those that hold text.
     """
 
     card: DataCard
@@ -60,6 +62,7 @@ class NamedSource:
     splits: dict[str, tuple[str, ...]]
     ways: tuple[w.Way, ...]
     opens: Callable[[Path, str], Found] | None = None
+    records: Callable[[Path, str], Records] | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +75,64 @@ _EMOJI = (
     ("fd3d0e864f7cb98dab0491b9ba7e8b43e46ff6b0fdfb21ce6bf3c8455c2ba537", 50_317_824),
 )
 _FASHION = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
+
+
+def _peptides(folder: Path, split: str) -> Records:
+    text = member(folder, "modlamp-4.3.3-py3-none-any.whl", "modlamp/data/AMPvsUniProt.csv")
+    rows = [line.replace(" ", "").split(",") for line in text.splitlines()[1:] if line.strip()]
+    names = {"1": "antimicrobial", "0": "other"}
+    return labelled([(row[0], names[row[1]]) for row in dict.fromkeys(map(tuple, rows))], {})
+
+
+def _moses(folder: Path, split: str) -> Records:
+    text = member(folder, "molsets-0.3.1-py3-none-any.whl", f"moses/dataset/data/{split}.csv.gz")
+    return Records(tuple(line.partition(",")[0] for line in text.splitlines()[1:] if line))
+
+
+TEXTS = {
+    "peptides": NamedSource(
+        card=DataCard(
+            name="peptides",
+            description="4,642 peptides of 7 to 174 residues: antimicrobial ones, and stretches of other proteins",
+            licence="BSD-3-Clause (modlAMP)",
+            origin="antimicrobial peptides of the APD3 and stretches of UniProt, in modlamp 4.3.3",
+            citation="Müller, A. T. et al. (2017). modlAMP: Python for antimicrobial peptides. Bioinformatics 33(17)",
+            count=4642,
+            classes=("antimicrobial", "other"),
+            kind="sequences",
+        ),
+        files={
+            "modlamp-4.3.3-py3-none-any.whl": (
+                "6948bcbc4a9614d10b6b47a051d4576c42fe8e5487fbbeb3cfe0d8033eb27f91",
+                178_326,
+            )
+        },
+        splits={"train": ()},
+        ways=(w.Wheel("modlamp", "4.3.3"),),
+        records=_peptides,
+    ),
+    "moses": NamedSource(
+        card=DataCard(
+            name="moses",
+            description="1.6 million molecules as SMILES, and 176,000 to test on: the MOSES benchmark, drug-like ZINC",
+            licence="MIT (MOSES)",
+            origin="ZINC Clean Leads, filtered, in molsets 0.3.1; splits train, test, test_scaffolds",
+            citation="Polykovskiy, D. et al. (2020). Molecular Sets (MOSES): A Benchmarking Platform for Molecular "
+            "Generation Models. Frontiers in Pharmacology 11",
+            count=1_584_663,
+            kind="sequences",
+        ),
+        files={
+            "molsets-0.3.1-py3-none-any.whl": (
+                "7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34",
+                51_584_291,
+            )
+        },
+        splits={"train": (), "test": (), "test_scaffolds": ()},
+        ways=(w.Wheel("molsets", "0.3.1"),),
+        records=_moses,
+    ),
+}
 
 SOURCES: dict[str, NamedSource] = {
     "digits": NamedSource(
@@ -208,6 +269,7 @@ SOURCES: dict[str, NamedSource] = {
         ways=(w.NpmPackage((("@lobehub/fluent-emoji-3d", "1.1.0"), ("emojibase-data", "17.0.0"))),),
         opens=open_fluent,
     ),
+    **TEXTS,
 }
 
 
@@ -327,28 +389,45 @@ def verify(source: NamedSource, folder: Path, files: Sequence[str] | None = None
         raise DataError(problems[0] + more)
 
 
-def open_named(place: Source) -> Found:
-    """Look into a named source, fetching it if need be; its files are checked on every reading."""
-    from sfumato.domains.readers import open_idx
-
+def _folder_of(place: Source, kind: str) -> tuple[NamedSource, Path, dict[str, Any]]:
+    """A named source of a kind, the folder of its files, and what the data card is to say."""
     source = named(str(place.name))
+    if source.card.kind != kind:
+        raise DataError(
+            f"{source.name} holds {source.card.kind}, not {kind}: give data.domain another kind, or other data"
+        )
     if place.split not in source.splits:
         only = ", ".join(source.splits)
         raise DataError(
-            f"{source.name} has no split {place.split!r}: it has {only}; hold pictures out with split()"
+            f"{source.name} has no split {place.split!r}: it has {only}; hold some out with split()"
         )
     folder = fetch(source, _log.info, ways=place.ways, path=place.path)
-    if source.opens is not None:
-        found = source.opens(folder, place.split)
-    else:
-        images, labels = (file_in(folder, name) for name in source.splits[place.split])
-        found = open_idx(images, labels)
     about = {
         "licence": source.card.licence,
         "origin": source.card.origin,
         "citation": source.card.citation,
         "sources": [f"{source.name}/{place.split}"],
     }
+    return source, folder, about
+
+
+def open_named_records(place: Source) -> Records:
+    """The texts of a named source, fetching it if need be; its files are checked on every reading."""
+    source, folder, about = _folder_of(place, "sequences")
+    assert source.records is not None
+    return replace(source.records(folder, place.split), about=about)
+
+
+def open_named(place: Source) -> Found:
+    """Look into a named source, fetching it if need be; its files are checked on every reading."""
+    from sfumato.domains.readers import open_idx
+
+    source, folder, about = _folder_of(place, "pictures")
+    if source.opens is not None:
+        found = source.opens(folder, place.split)
+    else:
+        images, labels = (file_in(folder, name) for name in source.splits[place.split])
+        found = open_idx(images, labels)
     return replace(found, where=f"{source.name}/{place.split}", classes=source.card.classes, about=about)
 
 

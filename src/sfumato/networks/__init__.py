@@ -20,6 +20,7 @@ from .classifier import NoiseClassifier
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
 from .taps import Tap, bottleneck, rewired
+from .transformer import Transformer
 from .unet import UNet, fold, unfold
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PatchCritic",
     "RandomFeatures",
     "Tap",
+    "Transformer",
     "UNet",
     "bottleneck",
     "build",
@@ -42,6 +44,7 @@ __all__ = [
 
 KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "transformer": Transformer,
     "dit": DiT,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,

@@ -31,7 +31,9 @@ from ..codec import Codec, LatentCodec
 from ..denoisers import Condition
 from ..domains.cache import cache_folder
 from ..domains.image_data import ImageData
+from ..domains.images import Images
 from ..errors import BundleError, DataError, choose
+from ..evaluation.by_domain import DomainJudge
 from ..evaluation.cost import CallCounter, Cost, count_flops, measure_cost
 from ..evaluation.evaluate import Judge, Settings
 from ..evaluation.features import Features, build_features
@@ -40,7 +42,7 @@ from ..evaluation.receipts import Agreement, Receipt, compare
 from ..model import Model
 from ..noise import Noise
 from ..objectives import Bound
-from ..processes import Gaussian
+from ..processes import Categorical, Gaussian
 from ..sampling import Sampling
 from ..solvers import Driver, Tuned, build_grid, build_solver
 from ..solvers.likelihood import bits_per_dimension
@@ -72,8 +74,8 @@ class Bench:
         if len(self.held) < 20:
             raise DataError(f"judging needs held-out data: {len(self.held)} pictures are too few")
         self.progress = progress
-        self._judge: Judge | None = None
-        self._features: Features | None = None
+        self._judge: Any = None
+        self._features: Any = None
 
     def _load(self, folder: Path) -> Any:
         return bundle.load(folder)
@@ -81,6 +83,8 @@ class Bench:
     @property
     def features(self) -> Features:
         """The recipe's features; a classifier is trained once and kept in the cache."""
+        if self._features is None and not isinstance(self.model.domain, Images):
+            self._features = self._judge = DomainJudge(self.model.domain, self.train, self.held)
         if self._features is None:
 
             def told(done: int, total: int) -> None:
@@ -101,7 +105,7 @@ class Bench:
 
     def quality(self, settings: dict[str, Any]) -> list[Measure]:
         """The measures at the settings of a receipt's "sampling"."""
-        if self._judge is None:
+        if self._judge is None and isinstance(self.model.domain, Images):
             self._judge = Judge(
                 _Labelled(self.train), _Labelled(self.held), self.features, Settings(), self.progress
             )
@@ -124,7 +128,8 @@ class Bench:
             )
             return self.model.domain.decode(samples), labels
 
-        return self._judge(draw, settings["measures"], settings["samples"])
+        judge: Any = self._judge or self.features
+        return judge(draw, settings["measures"], settings["samples"])
 
     def bound(self, settings: dict[str, Any]) -> list[Measure]:
         """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
@@ -325,7 +330,9 @@ def sampling_cost(model: Model, count: int = 64, repeats: int = 3, plan: Samplin
     """
     condition = model.conditions.in_turn(count)
     plan = plan or model.plan(conditional=bool(condition))
-    x = torch.zeros(1, *model.denoiser.process.state_shape(model.latent_shape))
+    process = model.denoiser.process
+    x = torch.zeros(1, *process.state_shape(model.latent_shape))
+    x = x.long() if isinstance(process, Categorical) else x
     one = model.completed(model.conditions.in_turn(1), [0])
     flops = count_flops(model.denoiser, x, 0.5, model.conditions.tensors(one, 1))
     counter = CallCounter(model.denoiser)

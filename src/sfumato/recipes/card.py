@@ -25,7 +25,7 @@ def model_card(
 ) -> str:
     """The card in Markdown, with a place for the figures that `add_measures` fills."""
     network = model.denoiser.network
-    channels, height, width = model.domain.shape
+    shape = "×".join(map(str, model.domain.shape))
     schedule = model.denoiser.process.schedule.to_json()
     plan = model.sampling.to_json()
     held_out = training.get("held_out_loss")
@@ -64,7 +64,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 |---|---|
 | network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
 | process | {schedule["kind"]} schedule, the network predicts `{model.denoiser.parameterisation}` |
-| state | {channels} channel(s), {height}×{width} pixels |
+| state | {shape}, {model.domain.name} |
 {_codec(model)}| labels | {len(model.classes) or "none"} |
 | text | {f"{text['name']}, {text['limit']} tokens, SHA-256 `{text['hash'][:16]}`" if text else "none"} |
 | trained on | {training["images"]:,} images (with repetition), {training["seconds"]:,.0f} s |

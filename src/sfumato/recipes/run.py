@@ -25,7 +25,8 @@ from .. import bundle
 from ..cascade import Base
 from ..codec import IDENTITY, Codec, LatentCodec
 from ..conditions import spread_labels
-from ..denoisers import Classifier, Denoiser, build_guidance
+from ..denoisers import CategoricalDenoiser, Classifier, Denoiser, build_guidance
+from ..domains import build_domain
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..errors import BundleError, DataError, RecipeError, RunError
@@ -33,7 +34,7 @@ from ..files import write_atomically
 from ..model import Model, Sampling
 from ..networks import build
 from ..objectives import Objective, build_objective, check_trains
-from ..processes import Gaussian, build_process
+from ..processes import Categorical, Gaussian, build_process
 from ..solvers import build_grid, build_solver, check_served
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
@@ -90,6 +91,9 @@ def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, 
         skip_corrupt=config.skip_corrupt,
         licence=config.licence,
     )
+    if domain is None and config.domain != "images":
+        with _section("data"):
+            domain = build_domain(config.domain, **config.settings)
     domain = domain or Images(
         size=config.size,  # type: ignore[arg-type]  # one number is taken for both
         channels=config.channels,
@@ -131,11 +135,8 @@ def set_up(
     codec = codec_of(recipe, out)
     state = codec.shape(domain.shape)
     shown = with_latents(data, codec)
-    sigma_data = recipe.process.sigma_data or _root_mean_square(shown)
-    with _section("process"):
-        process = build_process(
-            recipe.process.kind, schedule=dict(recipe.process.schedule), sigma_data=sigma_data
-        )
+    process = _process(recipe, domain, shown)
+    discrete = isinstance(process, Categorical)
     base = base_of(recipe, out)
     if base is not None:
         if not isinstance(process, Gaussian):
@@ -143,12 +144,19 @@ def set_up(
         shown = Pairs(data, base.shape[1:], process, recipe.cascade.most)
     channels = process.state_shape(state)[0]
     settings = {"in_channels": channels, "size": list(state[1:]), "classes": classes}
+    if discrete:
+        settings = {
+            "length": state[0],
+            "symbols": process.states,
+            "outputs": process.symbols,
+            "classes": classes,
+        }
     if data.texts is not None:
         settings["text_dim"] = data.texts.encoder["dim"]
     if base is not None:
         settings["image_channels"] = domain.shape[0] + 1
     outputs = state[0] * (2 if recipe.denoiser.learned_variance else 1)
-    if outputs != channels:
+    if outputs != channels and not discrete:
         settings["out_channels"] = outputs
     classifies = recipe.objective.kind == "classifier"
     if classifies != (recipe.network.kind == "classifier") or (classifies and classes < 2):
@@ -166,6 +174,8 @@ def set_up(
         denoiser: Any = (
             Classifier(network, process)
             if classifies
+            else CategoricalDenoiser(network, process)
+            if discrete
             else Denoiser(network, process, **recipe.denoiser.model_dump())
         )
     with _section("objective"):
@@ -210,6 +220,20 @@ def _section(name: str) -> Iterator[None]:
         raise RecipeError(f"[{name}]: {error}") from None
 
 
+def _process(recipe: Recipe, domain: Any, shown: Any) -> Any:
+    """The process of a recipe: its kind, its schedule, and what follows from the data."""
+    config, schedule = recipe.process, dict(recipe.process.schedule)
+    with _section("process"):
+        symbols = getattr(domain, "symbols", None)
+        if (config.kind == "categorical") != (symbols is not None):
+            are = "numbers" if symbols is None else "symbols"
+            raise ValueError(f"{domain.name} are {are}, and a process of kind {config.kind!r} is for others")
+        if config.kind == "categorical":
+            return build_process(config.kind, schedule=schedule, law=config.law, symbols=symbols)
+        sigma_data = config.sigma_data or _root_mean_square(shown)
+        return build_process(config.kind, schedule=schedule, sigma_data=sigma_data)
+
+
 def _root_mean_square(data: Any) -> float:
     """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
     rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
@@ -243,7 +267,8 @@ def train(
         return _train_codec(recipe, out, resume, callbacks, say)
     parts = set_up(recipe, out, say)
     count = sum(p.numel() for p in parts.denoiser.parameters())
-    say(f"{len(parts.data):,} pictures of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
+    what = "pictures" if isinstance(parts.domain, Images) else parts.domain.name
+    say(f"{len(parts.data):,} {what} of {_size(parts.domain)}; {count / 1e6:.2f} M parameters")
     trainer = Trainer(
         parts.denoiser,
         parts.objective,
@@ -391,5 +416,4 @@ def _preview(parts: Experiment, denoiser: nn.Module, out: Path, images: int) -> 
 
 
 def _size(domain: Images) -> str:
-    channels, height, width = domain.shape
-    return f"{height}×{width}×{channels}"
+    return "×".join(map(str, (*domain.shape[1:], domain.shape[0])))

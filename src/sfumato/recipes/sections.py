@@ -18,6 +18,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data]: where the pictures are, how they are read, and which are held out."""
 
+    domain: Literal["images", "sequences"] = "images"
+    """What kind of data they are."""
+    settings: dict[str, Any] = {}
+    """Settings of a domain other than images: of sequences, dialect and length."""
     source: str
     """A named source (`sfumato data list`), a path (folder with a subfolder a class, NPZ, NPY, IDX, parquet), or
     "hub:owner/name"."""
@@ -68,7 +72,9 @@ class CascadeConfig(Section):
 class ProcessConfig(Section):
     """[process]: its kind and schedule, and the standard deviation of the data (None: measured on the training set)."""
 
-    kind: Literal["gaussian", "cld"] = "gaussian"
+    kind: Literal["gaussian", "cld", "categorical"] = "gaussian"
+    law: Literal["masked", "uniform"] = "masked"
+    """Of "categorical": by what symbols are replaced."""
     schedule: dict[str, Any] = {"kind": "flow"}
     """For "cld": its beta, mass and gamma."""
     sigma_data: Annotated[float, Field(gt=0)] | None = None
@@ -85,7 +91,7 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit", "classifier", "autoencoder"] = "unet"
+    kind: Literal["unet", "dit", "transformer", "classifier", "autoencoder"] = "unet"
 
 
 class DenoiserConfig(Section):
@@ -112,7 +118,17 @@ class ObjectiveConfig(Section):
     """[objective]: what is minimised."""
 
     kind: Literal[
-        "denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier", "autoencoder"
+        "denoising",
+        "hybrid",
+        "bound",
+        "sliced",
+        "implicit",
+        "hsm",
+        "dsm",
+        "classifier",
+        "autoencoder",
+        "categorical",
+        "categorical-steps",
     ] = "denoising"
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}

@@ -1,0 +1,251 @@
+"""What every kind of data has in common: a domain, and a set of its examples ready to train on.
+
+A `Domain` says what one kind of data is: how it is read, becomes a model's state, is written, shown and judged. Most of
+what training asks of a data set has nothing to do with the kind: which examples are held out, which come in a batch,
+how many there are of each class, and a hash of them all. `Examples` is that, over one array with an example a row (or
+a dict of such arrays, for states of several leaves); a domain of one's own needs to make no other.
+
+A domain of pictures is `Images`, whose data are an `ImageData`: as this one, with crops, mirroring and captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.errors import DataError, choose
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Stored = np.ndarray | Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Base of the domains: a frozen description of the data, which a bundle keeps as JSON.
+
+    classes: names, in the order of the labels; () for none. A subclass gives `shape`, `read`, `text` and, where its
+    states are not what is stored, `encode` and `decode`; and better ways of writing, showing and judging than these.
+    """
+
+    name: ClassVar[str] = ""
+    suffix: ClassVar[str] = "txt"
+    classes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one state, without the batch."""
+        raise NotImplementedError
+
+    def read(self, source: Any) -> Examples:
+        """The examples at a source. Raises DataError in one line for whatever is wrong with them."""
+        raise NotImplementedError
+
+    def encode(self, stored: Stored) -> Any:
+        """States (n, *shape) of stored examples (n, ...)."""
+        return torch.from_numpy(np.ascontiguousarray(stored))
+
+    def decode(self, samples: Any) -> Any:
+        """What people call the data, of states (n, *shape); here the states themselves."""
+        return samples
+
+    def text(self, samples: Any) -> list[str]:
+        """Each sample as text, (n,)."""
+        raise NotImplementedError
+
+    # -- what samples become ---------------------------------------------------------------------------------------
+    def write(
+        self,
+        samples: Any,
+        folder: str | Path,
+        labels: Any = None,
+        start: int = 0,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write samples as files, each whole or not at all: `sample-00007.txt`, or `sample-00007-label-3.txt`."""
+        return self._files(self.text(samples), folder, labels, start)
+
+    def _files(self, texts: Sequence[str], folder: str | Path, labels: Any, start: int) -> list[Path]:
+        from sfumato.files import write_atomically
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, text in enumerate(texts):
+            mark = (
+                ""
+                if labels is None or int(labels[number]) == len(self.classes)
+                else f"-label-{int(labels[number])}"
+            )
+            paths.append(folder / f"sample-{start + number:05d}{mark}.{self.suffix}")
+            write_atomically(paths[-1], f"{text}\n".encode())
+        return paths
+
+    def picture(self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None) -> Image:
+        """One picture of all samples: their text, a line each, with the captions of their rows before it."""
+        from sfumato.domains.sheets import sheet
+
+        texts = self.text(samples)
+        each = max(len(texts) // len(rows), 1) if rows else 1
+        captions = [rows[min(k // each, len(rows) - 1)] for k in range(len(texts))] if rows else None
+        return sheet(texts, captions)
+
+    def strip(self, batches: Sequence[Any], captions: Sequence[str] | None = None) -> Image:
+        """How the same samples change from batch to batch: the first of each, a line each."""
+        from sfumato.domains.sheets import sheet
+
+        return sheet([self.text(batch)[0] for batch in batches], captions)
+
+    def measures(self, samples: Any, labels: Any, train: Examples, held: Examples) -> list[Any] | None:
+        """How good samples are, a list of `Measure`, by standards of one's own; None: by those that sfumato has."""
+        return None
+
+    # -- keeping -----------------------------------------------------------------------------------------------
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON; inverse of `from_json`."""
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+        return {"kind": self.name, **plain}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Any:
+        """The domain that `to_json` described. Raises DataError for names it does not know."""
+        values = dict(values)
+        if (kind := values.pop("kind", cls.name)) != cls.name:
+            raise DataError(f"this describes a domain of kind {kind!r}, not {cls.name!r}")
+        for key in values:
+            choose(key, cls.__dataclass_fields__, f"setting of {cls.name}", DataError)
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A set of examples with their labels: what `Domain.read` gives.
+
+    domain: theirs, complete. stored: (n, ...), or a dict of such arrays. labels: int64 (n,) in 0 .. classes - 1, or
+    None. groups: what each is a variant of, or (): a group is held out as a whole or not at all. rows: which rows of
+    `stored` these data are; None: all. about: what the data card says of where they are from.
+    Raises DataError if these do not fit each other.
+    """
+
+    domain: Any
+    stored: Any
+    labels: np.ndarray | None = None
+    groups: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
+    name: str = "examples"
+    about: dict[str, Any] = field(default_factory=dict)
+    captions: ClassVar[tuple[()]] = ()
+    texts: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        count = len(self._first)
+        if any(len(leaf) != count for leaf in self._leaves.values()):
+            raise DataError("all leaves of the data need one row for each example")
+        if self.labels is not None:
+            if self.labels.shape != (count,):
+                raise DataError(f"{count} examples cannot have labels of shape {self.labels.shape}")
+            low, top = int(self.labels.min(initial=0)), int(self.labels.max(initial=-1))
+            if low < 0 or top >= len(self.domain.classes):
+                raise DataError(f"labels must be in 0..{len(self.domain.classes) - 1}: found {low} to {top}")
+        if self.groups and len(self.groups) != count:
+            raise DataError(f"{count} examples cannot have {len(self.groups)} groups")
+
+    @property
+    def _leaves(self) -> dict[str, np.ndarray]:
+        return dict(self.stored) if isinstance(self.stored, Mapping) else {"": self.stored}
+
+    @property
+    def _first(self) -> np.ndarray:
+        return next(iter(self._leaves.values()))
+
+    def __len__(self) -> int:
+        return len(self._first) if self.rows is None else len(self.rows)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.domain.classes
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """The labels of these examples, int64 (n,), or None."""
+        return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
+
+    @property
+    def raw(self) -> Stored:
+        """What is stored of these examples, in their order."""
+        return self.at(np.arange(len(self)))
+
+    def _rows(self, indices: Any) -> np.ndarray:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise DataError(
+                f"indices run from {chosen.min()} to {chosen.max()}; there are {len(self)} examples"
+            )
+        return chosen if self.rows is None else self.rows[chosen]
+
+    def at(self, indices: Any) -> Stored:
+        """What is stored of the examples at `indices`."""
+        rows = self._rows(indices)
+        found = {name: leaf[rows] for name, leaf in self._leaves.items()}
+        return found if isinstance(self.stored, Mapping) else found[""]
+
+    def take(self, indices: Any) -> Examples:
+        """The examples at `indices` as data of their own, without copying."""
+        return replace(self, rows=self._rows(indices))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Examples, Examples]:
+        """(train, held): a random `fraction` held out, the same for the same count and seed; groups stay together."""
+        from sfumato.domains.image_data import split_rows
+
+        names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
+        kept, out = split_rows(len(self), fraction, seed, names)
+        return self.take(kept), self.take(out)
+
+    def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
+        """{"x": states (n, *shape), "condition": {"label": long (n,)}}; without labels no condition."""
+        batch: dict[str, Any] = {"x": self.tensor(indices)}
+        if self.labels is not None:
+            batch["condition"] = {"label": torch.from_numpy(self.labels[self._rows(indices)])}
+        return batch
+
+    def tensor(self, indices: Any = None) -> Tensor:
+        """States, (n, *shape); of all examples, or of those at `indices`."""
+        return self.domain.encode(self.at(np.arange(len(self)) if indices is None else indices))
+
+    def counts(self) -> dict[str, int]:
+        """Examples of each class; empty without labels."""
+        if (labels := self.targets) is None:
+            return {}
+        found = np.bincount(labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
+
+    def sha256(self) -> str:
+        """SHA-256 of what is trained on and its labels: the same data have the same, however kept."""
+        digest = hashlib.sha256(f"{len(self)}".encode())
+        rows = self._rows(np.arange(len(self)))
+        for name, leaf in self._leaves.items():
+            digest.update(f"{name} {leaf.dtype.str} {leaf.shape[1:]};".encode())
+            for start in range(0, len(rows), 4096):
+                digest.update(np.ascontiguousarray(leaf[rows[start : start + 4096]]).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels[rows].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def card(self) -> dict[str, Any]:
+        """What a bundle says of its data."""
+        unknown = {"licence": "not stated", "origin": "not stated", "citation": "not stated"}
+        return {
+            **unknown, **self.about, "name": self.name, "count": len(self), "classes": self.counts(),
+            "sha256": self.sha256(),
+        }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Sequences of symbols: peptides, SMILES, DNA, words of any alphabet.
+
+A text is cut into symbols, by letters or as SMILES are (an atom in brackets, Cl and Br are one symbol each), and the
+symbols become numbers, the place of each in the alphabet. Symbol 0 is the end: a sequence shorter than `length` is
+filled up with it, so a model that learned where sequences end says how long its samples are. What comes after the first
+end is not part of a sample.
+
+A record that is too long, empty, or holds a symbol that the alphabet does not have is left out and counted; the data
+card says how many were. If none is left, that is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.records import open_records
+from sfumato.domains.source import Source
+from sfumato.errors import DataError, choose
+
+_SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.")
+_FASTA = ("peptide", "dna")
+DIALECTS = ("text", "peptide", "dna", "smiles")
+
+
+@dataclass(frozen=True)
+class Sequences(Domain):
+    """Sequences of at most `length` symbols, states int64 (n, length).
+
+    dialect: "text", "peptide", "dna" or "smiles": how a text is cut, which files are written, what is judged.
+    alphabet: the symbols after the end, which is number 0; () takes those of the data, in order. length: None takes
+    that of the longest. Raises DataError for values that are none of these.
+    """
+
+    name: ClassVar[str] = "sequences"
+    alphabet: tuple[str, ...] = ()
+    length: int | None = None
+    dialect: str = "text"
+
+    def __post_init__(self) -> None:
+        choose(self.dialect, DIALECTS, "dialect of sequences", DataError)
+        for key in ("alphabet", "classes"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        if len(set(self.alphabet)) < len(self.alphabet) or "" in self.alphabet:
+            raise DataError("an alphabet is different symbols, none of them empty")
+        if self.length is not None and (isinstance(self.length, bool) or not 1 <= self.length <= 65_535):
+            raise DataError(f"length must be a whole number from 1 on, not {self.length!r}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(length,). Raises DataError while it is left to data not yet read."""
+        if self.length is None or not self.alphabet:
+            raise DataError("alphabet and length are taken from the data: read them first, or set both")
+        return (self.length,)
+
+    @property
+    def symbols(self) -> int:
+        """How many states a position of the data has: the alphabet and the end."""
+        return len(self.alphabet) + 1
+
+    @property
+    def suffix(self) -> str:  # type: ignore[override]
+        """What the names of written files end in."""
+        return "fasta" if self.dialect in _FASTA else "smi" if self.dialect == "smiles" else "txt"
+
+    def cut(self, text: str) -> list[str]:
+        """The symbols of a text."""
+        return _SMILES.findall(text) if self.dialect == "smiles" else list(text)
+
+    def read(self, source: Source | str | Path) -> Examples:
+        """The sequences at a source, a named one or a file; see `records`."""
+        from sfumato.domains.images import as_source
+
+        place = as_source(source)
+        found = open_records(place)
+        cut = [self.cut(text.upper() if self.dialect in _FASTA else text) for text in found.texts]
+        counted = Counter(symbol for symbols in cut for symbol in symbols)
+        alphabet = self.alphabet or tuple(sorted(counted))
+        length = self.length or max(map(len, cut))
+        numbers = {symbol: k for k, symbol in enumerate(alphabet, 1)}
+        kept = [
+            k for k, s in enumerate(cut) if 0 < len(s) <= length and all(symbol in numbers for symbol in s)
+        ]
+        if not kept:
+            strange = next((s for s in counted if s not in numbers), None)
+            raise DataError(
+                f"no record of {place.name or place.path} has between 1 and {length} known symbols"
+                + (f": {strange!r} is not in the alphabet" if strange else "")
+            )
+        stored = np.zeros((len(kept), length), np.uint8 if len(alphabet) < 256 else np.uint16)
+        for row, k in zip(stored, kept, strict=True):
+            row[: len(cut[k])] = [numbers[symbol] for symbol in cut[k]]
+        classes = self.classes or found.classes
+        labels = None if found.labels is None else found.labels[kept]
+        if labels is not None and classes != found.classes:
+            names = [choose(name, classes, "class of the model", DataError) for name in found.classes]
+            labels = np.array([classes.index(name) for name in names], dtype=np.int64)[labels]
+        about = dict(found.about) | {"left_out": len(cut) - len(kept)}
+        domain = replace(self, alphabet=alphabet, length=length, classes=() if labels is None else classes)
+        return Examples(domain, stored, labels, name=about["sources"][0], about=about)
+
+    def encode(self, stored: Any) -> Tensor:
+        """States, int64 (n, length)."""
+        return torch.from_numpy(np.asarray(stored).astype(np.int64))
+
+    def text(self, samples: Any) -> list[str]:
+        """The sequences, as they are written: symbols up to the first end."""
+        rows = samples.tolist() if hasattr(samples, "tolist") else samples
+        found = []
+        for row in rows:
+            end = row.index(0) if 0 in row else len(row)
+            found.append("".join(self.alphabet[k - 1] for k in row[:end]))
+        return found
+
+    def write(
+        self,
+        samples: Any,
+        folder: str | Path,
+        labels: Any = None,
+        start: int = 0,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write a file a sample, FASTA with its number and label in the header, or one line of SMILES or text."""
+        texts = self.text(samples)
+        if self.dialect in _FASTA:
+            named = [""] * len(texts)
+            if labels is not None:
+                named = [f" {self.classes[int(k)]}" if int(k) < len(self.classes) else "" for k in labels]
+            texts = [f">sample-{start + k}{named[k]}\n{text}" for k, text in enumerate(texts)]
+        return self._files(texts, folder, labels, start)

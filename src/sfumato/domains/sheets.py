@@ -1,0 +1,39 @@
+"""Text as a picture: one line a sample, so that a report can show what is read and not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sfumato.errors import DataError
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
+_MARGIN, _SIZE, _LINES, _LETTERS = 8, 13, 400, 160
+
+
+def sheet(texts: Sequence[str], captions: Sequence[str] | None = None) -> Image.Image:
+    """Lines of text on paper, each with a caption before it where there are any; what is too long ends in "…".
+
+    Raises DataError for no lines, or captions that are not one a line.
+    """
+    if not texts:
+        raise DataError("there are no samples to show")
+    if captions is not None and len(captions) != len(texts):
+        raise DataError(f"{len(texts)} lines need as many captions, not {len(captions)}")
+    font = ImageFont.load_default(size=_SIZE)
+    lines = [text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…" for text in texts[:_LINES]]
+    names = [
+        f"{name}  " if k == 0 or captions is None or captions[k - 1] != name else ""
+        for k, name in enumerate((captions or [""] * len(lines))[: len(lines)])
+    ]
+    left = max(font.getlength(name) for name in names)
+    width = int(left + max(font.getlength(line) for line in lines)) + 2 * _MARGIN
+    height = (_SIZE + 4) * len(lines) + 2 * _MARGIN
+    paper = Image.new("RGB", (max(width, 40), height), _PAPER)
+    pen = ImageDraw.Draw(paper)
+    for k, (name, line) in enumerate(zip(names, lines, strict=True)):
+        y = _MARGIN + k * (_SIZE + 4)
+        pen.text((_MARGIN + left, y), line, _INK, font)
+        pen.text((_MARGIN, y), name, _FAINT, font)
+    return paper

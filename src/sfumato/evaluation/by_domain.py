@@ -1,0 +1,51 @@
+"""Judging samples of any domain: its own measures, or those that sfumato has for its kind.
+
+It stands where `evaluate.Judge` stands for pictures, and its card where theirs has features: what was judged by is the
+code of a domain's measures, named by its kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sfumato.errors import DataError, choose
+from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.sequences import sequence_measures
+
+
+def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
+    return sequence_measures(domain, domain.text(samples), labels, train, held)
+
+
+MEASURES: dict[str, Callable[..., list[Measure]]] = {"sequences": _sequences}
+
+
+class DomainJudge:
+    """Measures of samples against training and held-out `Examples`. Raises DataError for a domain that has none."""
+
+    classes = 0
+
+    def __init__(self, domain: Any, train: Any, held: Any):
+        self.domain, self.train, self.held = domain, train, held
+        self.name = domain.name
+        self.hash = hashlib.sha256(f"measures of {domain.name}".encode()).hexdigest()
+
+    def card(self) -> dict[str, Any]:
+        """What a receipt says of what was judged by."""
+        return {"name": self.name, "hash": self.hash}
+
+    def __call__(
+        self, draw: Callable[[int], tuple[Any, Any]], measures: Sequence[str] | None = None, n: int = 1000
+    ) -> list[Measure]:
+        """Draw n samples and measure them, by all measures or those named."""
+        samples, labels = draw(n)
+        asked = None if labels is None else labels.cpu().numpy()
+        found = self.domain.measures(samples, asked, self.train, self.held)
+        if found is None:
+            ours = MEASURES[choose(self.name, MEASURES, "kind of data that sfumato can judge", DataError)]
+            found = ours(self.domain, samples, asked, self.train, self.held)
+        by_name = {measure.name: measure for measure in found}
+        wanted = list(by_name) if measures is None else measures
+        return [by_name[choose(name, by_name, "measure", DataError)] for name in wanted]
