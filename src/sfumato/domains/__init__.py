@@ -35,7 +35,11 @@ _HOMES = {
     "list_sources": "sources",
     "way_names": "sources",
 }
-_DOMAINS = {"images": ("images", "Images"), "sequences": ("sequences", "Sequences")}
+_DOMAINS = {
+    "fields": ("fields", "Fields"),
+    "images": ("images", "Images"),
+    "sequences": ("sequences", "Sequences"),
+}
 
 __all__ = [
     "DataCard",

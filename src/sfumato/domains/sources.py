@@ -134,6 +134,45 @@ TEXTS = {
     ),
 }
 
+_FERRET = "usr/share/ferret-vis/data"
+FIELDS = {
+    "terrain": NamedSource(
+        card=DataCard(
+            name="terrain",
+            description="heights of land and sea floor of the whole earth, one for every 5 minutes of arc: 2161 x 4320",
+            licence="public domain (NOAA)",
+            origin="ETOPO5, NOAA National Geophysical Data Center, 1988, in Debian's ferret-datasets",
+            citation="Data Announcement 88-MGG-02, Digital relief of the Surface of the Earth. NOAA, 1988",
+            count=1,
+            kind="fields",
+        ),
+        files={
+            "etopo5.cdf": ("1455d5e5feebd183d0bef5538a750ca8a44801e1503f964df900831c224459ce", 37_394_632)
+        },
+        splits={"train": ("ROSE",)},
+        ways=(w.Installed(f"/{_FERRET}"), w.DebianPackage("ferret-datasets", _FERRET)),
+    ),
+    "winds": NamedSource(
+        card=DataCard(
+            name="winds",
+            description="monthly winds near the surface of the earth, 1982 to 1992, both components: 132 x 73 x 144",
+            licence="public domain (U.S. Navy, NOAA)",
+            origin="Fleet Numerical Oceanography Center, monthly means, in Debian's ferret-datasets",
+            citation="Fleet Numerical Oceanography Center, surface winds 1982-1992, by way of NOAA PMEL (Ferret)",
+            count=132,
+            kind="fields",
+        ),
+        files={
+            "monthly_navy_winds.cdf": (
+                "225a9e4fed7bb1a7b558afb662abbe2dc5e3d3db4100fa019cb994f10b115faa",
+                11_104_376,
+            )
+        },
+        splits={"train": ("UWND", "VWND")},
+        ways=(w.Installed(f"/{_FERRET}"), w.DebianPackage("ferret-datasets", _FERRET)),
+    ),
+}
+
 SOURCES: dict[str, NamedSource] = {
     "digits": NamedSource(
         card=DataCard(
@@ -270,6 +309,7 @@ SOURCES: dict[str, NamedSource] = {
         opens=open_fluent,
     ),
     **TEXTS,
+    **FIELDS,
 }
 
 
@@ -416,6 +456,13 @@ def open_named_records(place: Source) -> Records:
     source, folder, about = _folder_of(place, "sequences")
     assert source.records is not None
     return replace(source.records(folder, place.split), about=about)
+
+
+def field_file(place: Source, wanted: Sequence[str]) -> tuple[Path, Sequence[str], dict[str, Any]]:
+    """The file of a named source of fields, which of its variables to read, and what the data card is to say."""
+    source, folder, about = _folder_of(place, "fields")
+    (name,) = source.files
+    return file_in(folder, name), wanted or source.splits[place.split], about
 
 
 def open_named(place: Source) -> Found:

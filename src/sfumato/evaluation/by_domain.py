@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sfumato.errors import DataError, choose
+from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.sequences import sequence_measures
 
@@ -19,7 +20,11 @@ def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) ->
     return sequence_measures(domain, domain.text(samples), labels, train, held)
 
 
-MEASURES: dict[str, Callable[..., list[Measure]]] = {"sequences": _sequences}
+def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
+    return field_measures(domain, samples, train, held)
+
+
+MEASURES: dict[str, Callable[..., list[Measure]]] = {"fields": _fields, "sequences": _sequences}
 
 
 class DomainJudge:

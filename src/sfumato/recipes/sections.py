@@ -18,7 +18,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data]: where the pictures are, how they are read, and which are held out."""
 
-    domain: Literal["images", "sequences"] = "images"
+    domain: Literal["images", "sequences", "fields"] = "images"
     """What kind of data they are."""
     settings: dict[str, Any] = {}
     """Settings of a domain other than images: of sequences, dialect and length."""

@@ -1,0 +1,236 @@
+"""Physical fields on a regular grid: heights of terrain, winds, anything that NetCDF files hold.
+
+A variable (y, x) or (time, y, x) is cut into tiles of `size`, side by side without overlap, and each is an example; several
+variables of one grid are channels of one example. A model sees x = (value - mean) / std, with one mean and deviation a
+variable over all the data, so what it makes is turned back into the units of the file without loss.
+
+Neighbouring tiles know each other: what is held out is whole squares of `block` tiles, and what was measured at other times
+is another example of the same square. Tiles with gaps (NaN, or the file's missing value) are left out and counted.
+
+Files are NetCDF-3, which SciPy reads and writes; a sample is written as one, with the names and units of the data.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.source import Source
+from sfumato.errors import DataError, choose
+from sfumato.files import write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# low, middle and high of the two ways of colouring: heights about the sea, and anything that may point both ways
+_SCALES = {
+    "terrain": ((9, 30, 90), (70, 140, 200), (235, 240, 225), (120, 160, 70), (120, 85, 50), (250, 250, 250)),
+    "diverging": ((20, 60, 140), (130, 170, 215), (245, 245, 245), (230, 150, 120), (150, 30, 40)),
+}
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Fields(Domain):
+    """Fields of (variables, height, width), states float32.
+
+    variables: names in the file; () takes all on the grid of the first. size: of a tile, (height, width) or one number;
+    None takes whole fields. block: tiles on a side of a square that is held out as one. mean, std: of each variable; ()
+    takes those of the data. units: of each variable. colours: "terrain" or "diverging", for pictures.
+    Raises DataError for values that are none of these.
+    """
+
+    name: ClassVar[str] = "fields"
+    suffix: ClassVar[str] = "nc"
+    variables: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    block: int = 4
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()
+    colours: str = "diverging"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, int):
+            object.__setattr__(self, "size", (self.size, self.size))
+        for key in ("variables", "mean", "std", "units", "classes"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 2):
+            raise DataError(f"size must be (height, width) of at least 2 each, not {self.size!r}")
+        choose(self.colours, _SCALES, "colours of fields", DataError)
+        if self.block < 1 or any(not s > 0 for s in self.std):
+            raise DataError(f"block must be at least 1 and deviations above 0, not {self.block}, {self.std}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(variables, height, width). Raises DataError while they are left to data not yet read."""
+        if self.size is None or not self.variables or not self.std:
+            raise DataError("variables and size are taken from the data: read them first, or set all")
+        return (len(self.variables), *self.size)
+
+    def read(self, source: Source | str | Path) -> Examples:
+        """The tiles of a named source or a NetCDF file. Raises DataError for what is missing or of another shape."""
+        from sfumato.domains.images import as_source
+
+        place = as_source(source)
+        found, units, about = _open(place, self.variables)
+        names, whole = tuple(found), np.stack(list(found.values()), 1)  # (time, variables, y, x)
+        height, width = self.size or whole.shape[2:]
+        down, across = whole.shape[2] // height, whole.shape[3] // width
+        if not down or not across:
+            raise DataError(f"fields of {whole.shape[2:]} hold no tile of {(height, width)}")
+        times = len(whole)
+        cut = whole[:, :, : down * height, : across * width]
+        cut = cut.reshape(times, len(names), down, height, across, width).transpose(0, 2, 4, 1, 3, 5)
+        tiles = np.ascontiguousarray(cut.reshape(-1, len(names), height, width))
+        squares = [f"{i // self.block},{j // self.block}" for i in range(down) for j in range(across)] * times
+        if down * across == 1:  # whole fields differ in time alone: years are held out
+            squares = [f"{t // 12}" for t in range(times)]
+        kept = np.flatnonzero(np.isfinite(tiles).all((1, 2, 3)))
+        if not len(kept):
+            raise DataError(f"every tile of {place.name or place.path} has a gap")
+        about = about | {"left_out": len(tiles) - len(kept)}
+        tiles = tiles[kept]
+        mean = self.mean or tuple(float(m) for m in tiles.mean((0, 2, 3), dtype=np.float64))
+        std = self.std or tuple(max(float(s), _LEAST) for s in tiles.std((0, 2, 3), dtype=np.float64))
+        domain = replace(self, variables=names, size=(height, width), mean=mean, std=std, units=units)
+        data = Examples(
+            domain, tiles, groups=tuple(squares[k] for k in kept), name=about["sources"][0], about=about
+        )
+        if place.limit is not None and place.limit < len(data):
+            return data.take(np.arange(place.limit) * len(data) // place.limit)
+        return data
+
+    def encode(self, stored: Any) -> Tensor:
+        """States (value - mean) / std, float32 (n, variables, height, width)."""
+        x = torch.from_numpy(np.asarray(stored, np.float32).copy())
+        return (x - _column(self.mean)) / _column(self.std)
+
+    def decode(self, samples: Any) -> Tensor:
+        """Values in the units of the data."""
+        return samples.float().cpu() * _column(self.std) + _column(self.mean)
+
+    def text(self, samples: Any) -> list[str]:
+        """The range of each sample, in words."""
+        x = self.decode(samples).flatten(2)
+        units = self.units or ("",) * len(self.variables)
+        return [
+            ", ".join(
+                f"{name} {low:.4g} to {high:.4g} {unit}".strip()
+                for name, unit, low, high in zip(
+                    self.variables, units, row.min(1).values, row.max(1).values, strict=True
+                )
+            )
+            for row in x
+        ]
+
+    def write(
+        self,
+        samples: Any,
+        folder: str | Path,
+        labels: Any = None,
+        start: int = 0,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write a NetCDF-3 file a sample, with its variables in their units. Raises DataError for NaN."""
+        from scipy.io import netcdf_file
+
+        values = self.decode(samples).numpy()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, sample in enumerate(values, start):
+            if not np.isfinite(sample).all():
+                raise DataError(f"sample {number} is not finite: it cannot be a field")
+            memory = io.BytesIO()
+            file = netcdf_file(memory, "w")
+            for axis, length in zip(("y", "x"), sample.shape[1:], strict=True):
+                file.createDimension(axis, length)
+            for k, name in enumerate(self.variables):
+                made = file.createVariable(name, "f4", ("y", "x"))
+                made[:] = sample[k]
+                made.units = self.units[k] if self.units else ""
+            file.flush()
+            paths.append(folder / f"sample-{number:05d}.nc")
+            write_atomically(paths[-1], memory.getvalue())
+        return paths
+
+    def pixels(self, samples: Any) -> np.ndarray:
+        """The first variable in colour, uint8 (n, height, width, 3): from -2.5 to 2.5 deviations."""
+        x = (samples[:, 0].float().cpu().numpy() / 2.5).clip(-1, 1)
+        points = np.array(_SCALES[self.colours], np.float32)
+        places = np.linspace(-1, 1, len(points))
+        if self.colours == "terrain" and self.mean:  # the third colour is the shore
+            sea = float(np.clip(-self.mean[0] / self.std[0] / 2.5, -0.9, 0.9))
+            places = np.concatenate([np.linspace(-1, sea, 3)[:2], np.linspace(sea, 1, len(points) - 2)])
+        return np.stack([np.interp(x, places, points[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+
+    def picture(
+        self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None, tile: int = 64
+    ) -> Image:
+        """All samples in a grid, in colour."""
+        from sfumato.domains import grids
+
+        return grids.grid(self.pixels(samples), columns=columns, rows=rows, tile=tile)
+
+    def strip(self, batches: Sequence[Any], captions: Sequence[str] | None = None, tile: int = 64) -> Image:
+        """A column for each batch of the same samples."""
+        from sfumato.domains import grids
+
+        return grids.strip([self.pixels(batch) for batch in batches], captions=captions, tile=tile)
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+def _open(
+    place: Source, wanted: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, Any]]:
+    """(variables (time, y, x) by name, their units, what the data card says) of a source."""
+    if place.name is not None:
+        from sfumato.domains.sources import field_file
+
+        path, wanted, about = field_file(place, wanted)
+    else:
+        path = Path(str(place.path)).expanduser()
+        about = {"sources": [path.name]}
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, or is no file: fields are one NetCDF-3 file")
+    from scipy.io import netcdf_file
+
+    try:
+        with netcdf_file(str(path), "r", mmap=False) as file:
+            held = {name: (v.data, v) for name, v in file.variables.items() if v.data.ndim in (2, 3)}
+            names = [choose(name, held, "variable of the file", DataError) for name in wanted] or list(held)
+            if not names:
+                raise DataError(f"{path} holds no variable of two or three dimensions")
+            found = {name: _clean(*held[name]) for name in names}
+            units = tuple(_text(getattr(held[name][1], "units", b"")) for name in names)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise DataError(f"{path} is no NetCDF-3 file that can be read: {error}") from None
+    shape = found[names[0]].shape
+    if wanted and any(v.shape != shape for v in found.values()):
+        raise DataError(f"the variables {', '.join(names)} are not of one grid")
+    return {name: v for name, v in found.items() if v.shape == shape}, units[: len(found)], about
+
+
+def _clean(data: np.ndarray, variable: Any) -> np.ndarray:
+    """Values float32 (time, y, x), gaps as NaN."""
+    x = np.asarray(data, dtype=np.float32)
+    for name in ("missing_value", "_FillValue"):
+        if (gap := getattr(variable, name, None)) is not None:
+            x = np.where(x == np.float32(np.ravel(gap)[0]), np.float32(np.nan), x)
+    return x if x.ndim == 3 else x[None]
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
