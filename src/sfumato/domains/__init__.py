@@ -15,18 +15,25 @@ from sfumato.errors import DataError, choose
 if TYPE_CHECKING:
     from sfumato.domains.cache import cache_folder
     from sfumato.domains.checks import DataCheck, check
+    from sfumato.domains.examples import Domain, Examples
+    from sfumato.domains.fields import Fields
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.sequences import Sequences
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
 
 _HOMES = {
     "DataCard": "sources",
     "DataCheck": "checks",
+    "Domain": "examples",
+    "Examples": "examples",
+    "Fields": "fields",
     "ImageData": "image_data",
     "Images": "images",
     "LawBroken": "laws",
+    "Sequences": "sequences",
     "Source": "source",
     "cache_folder": "cache",
     "check": "checks",
@@ -41,12 +48,18 @@ _DOMAINS = {
     "sequences": ("sequences", "Sequences"),
 }
 
+_OWN: dict[str, Any] = {}
+
 __all__ = [
     "DataCard",
     "DataCheck",
+    "Domain",
+    "Examples",
+    "Fields",
     "ImageData",
     "Images",
     "LawBroken",
+    "Sequences",
     "Source",
     "build_domain",
     "cache_folder",
@@ -54,15 +67,31 @@ __all__ = [
     "check_domain",
     "fetch",
     "list_sources",
+    "register_domain",
     "way_names",
 ]
 
 
 def build_domain(kind: str, **config: Any) -> Any:
     """A domain by its kind ("images") and settings. Raises DataError naming the nearest for one it does not know."""
-    module, name = _DOMAINS[choose(kind, _DOMAINS, "domain", DataError)]
-    domain = getattr(importlib.import_module(f"sfumato.domains.{module}"), name)
-    return domain.from_json({"kind": kind, **config})
+    cls = _OWN.get(kind)
+    if cls is None:
+        module, name = _DOMAINS[choose(kind, [*_DOMAINS, *_OWN], "domain", DataError)]
+        cls = getattr(importlib.import_module(f"sfumato.domains.{module}"), name)
+    return cls.from_json({"kind": kind, **config})
+
+
+def register_domain(cls: Any) -> Any:
+    """Make a domain of one's own known by its `name`, to recipes and to bundles; a class decorator.
+
+    Only for this process: a bundle says the name of its domain and brings no code, so whoever loads it registers it
+    first. Raises DataError for a name that is taken by another, or a class without one.
+    """
+    name = getattr(cls, "name", "")
+    if not name or name in _DOMAINS or _OWN.get(name, cls).__qualname__ != cls.__qualname__:
+        raise DataError(f"a domain of one's own needs a name that is not taken, not {name!r}")
+    _OWN[name] = cls
+    return cls
 
 
 def __getattr__(name: str) -> Any:

@@ -38,6 +38,8 @@ class Domain:
 
     name: ClassVar[str] = ""
     suffix: ClassVar[str] = "txt"
+    sources: ClassVar[bool] = False
+    """Whether `read` is given a `Source`, of names and files that sfumato knows, or the recipe's text as it is."""
     classes: tuple[str, ...] = ()
 
     @property

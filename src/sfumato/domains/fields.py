@@ -1,11 +1,12 @@
 """Physical fields on a regular grid: heights of terrain, winds, anything that NetCDF files hold.
 
-A variable (y, x) or (time, y, x) is cut into tiles of `size`, side by side without overlap, and each is an example; several
-variables of one grid are channels of one example. A model sees x = (value - mean) / std, with one mean and deviation a
-variable over all the data, so what it makes is turned back into the units of the file without loss.
+A variable (y, x) or (time, y, x) is cut into tiles of `size`, side by side without overlap, and each is an example;
+several variables of one grid are channels of one example. A model sees x = (value - mean) / std, with one mean and
+deviation a variable over all the data, so what it makes is turned back into the units of the file without loss.
 
-Neighbouring tiles know each other: what is held out is whole squares of `block` tiles, and what was measured at other times
-is another example of the same square. Tiles with gaps (NaN, or the file's missing value) are left out and counted.
+Neighbouring tiles know each other: what is held out is whole squares of `block` tiles, and what was measured at other
+times is another example of the same square. Tiles with gaps (NaN, or the file's missing value) are left out and
+counted.
 
 Files are NetCDF-3, which SciPy reads and writes; a sample is written as one, with the names and units of the data.
 """
@@ -50,6 +51,7 @@ class Fields(Domain):
 
     name: ClassVar[str] = "fields"
     suffix: ClassVar[str] = "nc"
+    sources: ClassVar[bool] = True
     variables: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     block: int = 4

@@ -42,6 +42,7 @@ class Sequences(Domain):
     """
 
     name: ClassVar[str] = "sequences"
+    sources: ClassVar[bool] = True
     alphabet: tuple[str, ...] = ()
     length: int | None = None
     dialect: str = "text"

@@ -4,8 +4,8 @@ The radial power spectrum of a tile x (height, width), windowed by a Hann window
 
     P(k) = mean over |q| in [k - 1/2, k + 1/2) of |DFT(w (x - mean x))_q|^2,     k = 1 .. min(height, width) / 2,
 
-averaged over tiles, says how much there is of each size: on land and sea it falls as a power of k over all scales that a tile
-has. "spectrum" is the largest |log10 ratio| to the training set's, "spectrum, mean" the mean over k.
+averaged over tiles, says how much there is of each size: on land and sea it falls as a power of k over all scales that
+a tile has. "spectrum" is the largest |log10 ratio| to the training set's, "spectrum, mean" the mean over k.
 """
 
 from __future__ import annotations

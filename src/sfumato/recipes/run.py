@@ -79,18 +79,9 @@ class Experiment:
         return Model(self.denoiser, self.domain, self.sampling, info, codec=self.codec, base=self.base)
 
 
-def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, ImageData]:
+def read_data(recipe: Recipe, domain: Any = None) -> tuple[Any, Any]:
     """(train, held out) of a recipe's [data] section."""
     config = recipe.data
-    source = replace(
-        as_source(config.source),
-        split=config.split,
-        labels=config.labels,
-        captions=config.captions,
-        limit=config.limit,
-        skip_corrupt=config.skip_corrupt,
-        licence=config.licence,
-    )
     if domain is None and config.domain != "images":
         with _section("data"):
             domain = build_domain(config.domain, **config.settings)
@@ -100,6 +91,17 @@ def read_data(recipe: Recipe, domain: Images | None = None) -> tuple[ImageData, 
         flip=config.flip,
         crop=config.crop,
         resample=config.resample,
+    )
+    if not getattr(domain, "sources", True):  # of one's own, which knows what its source means
+        return domain.read(config.source).split(float(config.held_out))
+    source = replace(
+        as_source(config.source),
+        split=config.split,
+        labels=config.labels,
+        captions=config.captions,
+        limit=config.limit,
+        skip_corrupt=config.skip_corrupt,
+        licence=config.licence,
     )
     data = domain.read(source)
     if isinstance(config.held_out, str):
@@ -204,7 +206,7 @@ def set_up(
 
 
 def _check_features(recipe: Recipe, classes: int) -> None:
-    if recipe.evaluation.features == "classifier" and classes < 2:
+    if recipe.data.domain == "images" and recipe.evaluation.features == "classifier" and classes < 2:
         raise RecipeError(
             f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
             "set evaluation.features=pixels or efficientnet-lite0"

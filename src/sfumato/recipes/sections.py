@@ -18,8 +18,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """[data]: where the pictures are, how they are read, and which are held out."""
 
-    domain: Literal["images", "sequences", "fields"] = "images"
-    """What kind of data they are."""
+    domain: str = "images"
+    """What kind of data they are: images, sequences, fields, or one of your own (`domains.register_domain`)."""
     settings: dict[str, Any] = {}
     """Settings of a domain other than images: of sequences, dialect and length."""
     source: str
