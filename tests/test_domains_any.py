@@ -268,3 +268,15 @@ def test_a_recipe_of_fields_trains(tmp_path: Path):
     train(recipe, tmp_path / "run")
     model = bundle.load(tmp_path / "run" / "model")
     assert model.sample(2, steps=2).shape == (2, 1, 8, 8)
+
+
+# --- molecules as text ---
+
+
+def test_the_same_molecule_written_in_two_ways_is_one():
+    domain = Sequences(dialect="smiles", alphabet=("(", ")", "1", "=", "C", "O", "c"), length=8)
+    data = Examples(domain, np.zeros((2, 8), np.uint8) + np.array([[5], [6]], np.uint8))
+    texts = ["CCO", "OCC", "C(C)O", "c1ccccc1", "C(", "C1CC"]
+    found = {m.name: m.value for m in sequence_measures(domain, texts, None, data, data)}
+    assert found["validity"] == pytest.approx(4 / 6)
+    assert found["uniqueness"] == pytest.approx(2 / 4)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
 from sfumato.domains.source import Source
-from sfumato.errors import DataError, choose
+from sfumato.errors import DataError, MissingExtra, choose
 from sfumato.files import write_atomically
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ class Fields(Domain):
         prompts: Sequence[str] | None = None,
     ) -> list[Path]:
         """Write a NetCDF-3 file a sample, with its variables in their units. Raises DataError for NaN."""
-        from scipy.io import netcdf_file
-
+        netcdf_file = _netcdf()
         values = self.decode(samples).numpy()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +189,15 @@ class Fields(Domain):
         return grids.strip([self.pixels(batch) for batch in batches], captions=captions, tile=tile)
 
 
+def _netcdf() -> Any:
+    """SciPy's class of NetCDF-3 files. Raises MissingExtra without the extra "fields"."""
+    try:
+        from scipy.io import netcdf_file
+    except ImportError:
+        raise MissingExtra("reading NetCDF", "fields") from None
+    return netcdf_file
+
+
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
@@ -207,8 +215,7 @@ def _open(
         about = {"sources": [path.name]}
     if not path.is_file():
         raise DataError(f"{path} does not exist, or is no file: fields are one NetCDF-3 file")
-    from scipy.io import netcdf_file
-
+    netcdf_file = _netcdf()
     try:
         with netcdf_file(str(path), "r", mmap=False) as file:
             held = {name: (v.data, v) for name, v in file.variables.items() if v.data.ndim in (2, 3)}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.evaluation.measure import Measure, interval
+from sfumato.evaluation.sequences import wasserstein
 
 RESAMPLES = 100
 
@@ -40,8 +41,7 @@ def _gap(a: np.ndarray, b: np.ndarray, worst: bool) -> float:
 
 def field_measures(domain: Any, samples: Any, train: Any, held: Any) -> list[Measure]:
     """The measures of samples (n, variables, height, width) as states; train, held: `Examples` of the domain."""
-    from scipy.stats import wasserstein_distance
-
+    wasserstein_distance = wasserstein()
     made = domain.decode(samples).numpy()
     draw = np.random.default_rng(0)
     some = train.take(np.sort(draw.permutation(len(train))[:2000]))

@@ -32,6 +32,15 @@ def canonical(text: str) -> str | None:
     return None if molecule is None else Chem.MolToSmiles(molecule)
 
 
+def wasserstein() -> Any:
+    """SciPy's Wasserstein-1 distance of two samples of numbers. Raises MissingExtra without it."""
+    try:
+        from scipy.stats import wasserstein_distance
+    except ImportError:
+        raise MissingExtra("distances of distributions", "fields") from None
+    return wasserstein_distance
+
+
 def share(name: str, part: int, whole: int, floor: float | None = None, note: str = "") -> Measure:
     """A share with Wilson's interval; of nothing it is 0, and nothing is known."""
     value = part / whole if whole else 0.0
@@ -68,8 +77,7 @@ def sequence_measures(
 
 
 def _lengths(domain: Any, texts: Sequence[str], known: Sequence[str], held: Sequence[str]) -> Measure:
-    from scipy.stats import wasserstein_distance
-
+    wasserstein_distance = wasserstein()
     a, b, c = (
         np.array([len(domain.cut(text)) for text in part], dtype=float) for part in (texts, known, held)
     )
@@ -99,8 +107,10 @@ def counts(domain: Any, texts: Sequence[str], gaps: int = 4) -> np.ndarray:
 
 
 def _agreement(domain: Any, texts: Sequence[str], asked: np.ndarray, train: Any, held: Any) -> Measure:
-    from sklearn.linear_model import LogisticRegression
-
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise MissingExtra("judging classes of sequences", "sequences") from None
     if len(domain.alphabet) > 64:
         raise DataError("agreement is judged for alphabets of at most 64 symbols")
     judge = LogisticRegression(C=0.05, max_iter=500)
