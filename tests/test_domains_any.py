@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.io import netcdf_file
 
 from sfumato import bundle
+from sfumato.cli import main
 from sfumato.domains import build_domain
 from sfumato.domains.examples import Examples
 from sfumato.domains.fields import Fields
@@ -280,3 +281,30 @@ def test_the_same_molecule_written_in_two_ways_is_one():
     found = {m.name: m.value for m in sequence_measures(domain, texts, None, data, data)}
     assert found["validity"] == pytest.approx(4 / 6)
     assert found["uniqueness"] == pytest.approx(2 / 4)
+
+
+def test_the_command_line_serves_sequences(run: Path, tmp_path: Path, capsys):
+    def sfumato(*words: object) -> int:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        return int(left.value.code or 0)
+
+    out = tmp_path / "drawn"
+    assert (
+        sfumato("sample", str(run / "model"), "--count", "4", "--label", "even", "--out", str(out), "--film")
+        == 0
+    )
+    files = sorted(out.glob("*.fasta"))
+    assert [file.name for file in files] == [f"sample-0000{k}-label-0.fasta" for k in range(4)]
+    assert files[0].read_text().startswith(">sample-0 even\n")
+    assert (tmp_path / "drawn-grid.png").is_file()
+    assert (tmp_path / "drawn-film.png").is_file()
+    assert sfumato("inspect", str(run / "model")) == 0
+    assert "sequences" in capsys.readouterr().out
+    assert sfumato("sample", str(run / "model"), "--inspect", "--out", str(out)) == 1
+    assert "pictures" in capsys.readouterr().err
+    assert sfumato("evaluate", str(run / "model"), "--samples", "50", "--out", str(tmp_path / "judged")) == 0
+    said = capsys.readouterr().out
+    assert "uniqueness" in said
+    receipt = tmp_path / "judged" / "receipts" / "quality.json"
+    assert sfumato("evaluate", str(run / "model"), "--receipt", str(receipt)) == 0

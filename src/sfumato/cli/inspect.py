@@ -53,9 +53,14 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     pairs(
         {
             "network": f"{record['network']['kind']}, {record['parameters']:,} parameters ({config})",
-            "process": f"{model.denoiser.process.schedule}, sigma_data {model.denoiser.process.sigma_data:g}",
+            "process": _process(model.denoiser.process),
             "predicts": record["denoiser"]["parameterisation"],
-            "state": "×".join(map(str, model.domain.shape)) + " (channels, height, width), in [-1, 1]",
+            "state": "×".join(map(str, model.domain.shape))
+            + (
+                " (channels, height, width), in [-1, 1]"
+                if model.domain.name == "images"
+                else f", {model.domain.name}"
+            ),
             **_latents(model),
             "labels": ", ".join(model.classes) or "none",
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
@@ -114,3 +119,10 @@ def _inspect_codec(bundle: Path, json: bool) -> int:
     )
     console.print("whole: the record and the weights have the SHA-256 that they state")
     return 0
+
+
+def _process(process: Any) -> str:
+    """A process in words."""
+    if hasattr(process, "sigma_data"):
+        return f"{process.schedule}, sigma_data {process.sigma_data:g}"
+    return f"{process.law} symbols, {process.schedule}"

@@ -126,6 +126,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         raise BundleError("--words shows where the words of a prompt were read: give one with --prompt")
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
+    if inspect and not hasattr(model.domain, "pixels"):
+        raise BundleError(f"--inspect shows pictures, and this model makes {model.domain.name}: leave it out")
     if adapter:
         from ..adapter_files import parse_adapter
 

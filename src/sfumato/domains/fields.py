@@ -194,7 +194,7 @@ def _netcdf() -> Any:
     try:
         from scipy.io import netcdf_file
     except ImportError:
-        raise MissingExtra("reading NetCDF", "fields") from None
+        raise MissingExtra("scipy", "fields") from None
     return netcdf_file
 
 

@@ -26,7 +26,7 @@ def canonical(text: str) -> str | None:
     try:
         from rdkit import Chem, RDLogger  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise MissingExtra("reading SMILES", "molecules") from None
+        raise MissingExtra("rdkit", "molecules") from None
     RDLogger.DisableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]
     molecule = Chem.MolFromSmiles(text) if text else None
     return None if molecule is None else Chem.MolToSmiles(molecule)
@@ -37,7 +37,7 @@ def wasserstein() -> Any:
     try:
         from scipy.stats import wasserstein_distance
     except ImportError:
-        raise MissingExtra("distances of distributions", "fields") from None
+        raise MissingExtra("scipy", "fields") from None
     return wasserstein_distance
 
 
@@ -110,7 +110,7 @@ def _agreement(domain: Any, texts: Sequence[str], asked: np.ndarray, train: Any,
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise MissingExtra("judging classes of sequences", "sequences") from None
+        raise MissingExtra("scikit-learn", "sequences") from None
     if len(domain.alphabet) > 64:
         raise DataError("agreement is judged for alphabets of at most 64 symbols")
     judge = LogisticRegression(C=0.05, max_iter=500)
