@@ -300,7 +300,11 @@ class Counts:
 
 
 STEPPING = [
-    *(cls() for cls in SOLVERS.values() if not issubclass(cls, Driver)),
+    *(
+        cls()
+        for cls in SOLVERS.values()
+        if not issubclass(cls, Driver) and {Gaussian, Langevin} & {*cls().serves}
+    ),
     *(RungeKutta(method) for method in TABLEAUX),
     *(Heun("sigma"), DPMSolver(1), DPMppS(2), Ancestral("learned"), AdamsMoulton(4, 5)),
     *(SSCS(midpoint=True), SASolver(3, 0), PredictorCorrector(PNDM(), corrections=2)),

@@ -99,7 +99,10 @@ class SequenceTable(nn.Module):
 
     def posterior(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Tensor:
         """p(x_0 | x_t) of all sequences, (batch, sequences), in the order of `sequences`."""
-        reached = self.process.pull(x_t, self.process.level(t), CLEAN, torch.float64)
+        level = self.process.level(t)
+        # of what is seen in spite of alpha = 0, given symbols around a gap, Bayes' rule knows in the limit
+        alpha = torch.as_tensor(level.alpha, dtype=torch.float64).clamp(min=1e-300)
+        reached = self.process.pull(x_t, level._replace(alpha=alpha), CLEAN, torch.float64)
         log = torch.zeros(len(x_t), len(self.sequences), dtype=torch.float64, device=x_t.device)
         for i in range(self.length):
             log = log + reached[:, i, self.sequences[:, i]].log().clamp(min=IMPOSSIBLE)

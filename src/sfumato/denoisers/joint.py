@@ -90,6 +90,7 @@ class LabelledMixture(nn.Module):
 
     def forward(self, x_t: Mapping[str, Tensor], t: Any, condition: Condition = None) -> dict[str, Any]:
         levels, (name, label) = self.process.level(t), self.leaves
+        self.process.whole(x_t, "state")
         chain: Any = self.process[label]
         reached = chain.pull(x_t[label], levels[label], CLEAN, torch.float64)[..., : chain.symbols]
         evidence = {"evidence": reached.log().clamp(min=IMPOSSIBLE).reshape(-1, chain.symbols)}

@@ -299,12 +299,14 @@ class MatrixChain(Categorical):
                 f"rates of {self.symbols} symbols are a square of at least as many states, not "
                 f"{count} rows of {sorted({len(row) for row in self.rates})}"
             )
-        away = self.generator - self.generator.diagonal().diag()
-        off = float(self.generator.sum(1).abs().max() / self.generator.abs().max().clamp(min=1e-300))
-        if not bool((away >= 0).all()) or not off < 1e-9:
+        given = torch.tensor(self.rates, dtype=torch.float64)
+        away = given - given.diagonal().diag()
+        if not bool((away >= 0).all()) or not float(given.sum(1).abs().max()) <= 1e-6 * float(away.max()):
             raise SolverError(
                 "rates are 0 or more off the diagonal, and the rows of their matrix add up to 0"
             )
+        # rows given in float32 add up to 0 in float32 alone
+        object.__setattr__(self, "rates", tuple(map(tuple, (away - away.sum(1).diag()).tolist())))
         if not self._gap > 1e-9:
             raise SolverError("these rates leave more than one law in the end, and so no prior to start from")
 

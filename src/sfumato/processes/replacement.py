@@ -104,6 +104,14 @@ class MaskedChain(_Replacing):
         seen = log_certain(x_t.clamp(max=self.symbols - 1), self.symbols, value.dtype)
         return torch.where(hidden[..., None], value, seen)
 
+    def reverse(self, prediction: CategoricalPrediction, s: Scalar | Level, eta: float = 1.0) -> Tensor:
+        """What is seen stays, also where the schedule leaves nothing to be seen: so gaps are filled from t = 1 on."""
+        x_t, value = prediction.x_t, prediction.chances
+        lost, less = (1 - fit(level.alpha, value) for level in (prediction.level, self.level(s)))
+        still = (less / lost) * torch.ones_like(value[..., :1])
+        hidden = torch.cat([(1 - still) * value, still], -1)
+        return torch.where((x_t == self.mask)[..., None], hidden, F.one_hot(x_t, self.states).to(value.dtype))
+
     def pure(self, like: Tensor, noise: Draws, stream: int = 0) -> Tensor:
         return torch.full(like.shape, self.mask, dtype=torch.long, device=like.device)
 
