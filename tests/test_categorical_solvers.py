@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -90,44 +89,9 @@ def test_remasking_hides_what_is_seen_at_the_papers_rate():
     assert torch.allclose(1 - chances[0, 0, 3], shown, atol=1e-12)
 
 
-class Prescribed:
-    """In place of noise: uniforms that lead to the symbols one asks for."""
-
-    def __init__(self, u):
-        self.u = u
-
-    def uniform(self, like, stream=0):
-        return self.u.to(like) if stream == 0 else torch.full_like(like, 0.5)
-
-
-def unmasking_law(solver, table, levels):
-    """The law of a run of `Unmasking`, by going through every draw that every state can make in every step."""
-    process, symbols, states = table.process, table.sequences, 64
-    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
-    law = F.one_hot(torch.tensor(states - 1), states).double()  # all hidden
-    carry = None
-    for t, s in pairwise(levels):
-        alive = (law > 0).nonzero()[:, 0]
-        chances = table(every[alive], t).chances.repeat_interleave(27, 0)
-        asked = symbols.repeat(len(alive), 1)[..., None]
-        own = chances.gather(-1, asked)
-        u = chances.cumsum(-1).gather(-1, asked) - own / 2
-        x = every[alive].repeat_interleave(27, 0)
-        carry = None if carry is None else carry[:1].expand(len(x))
-        out, carry = solver.step(table, process, x, t, s, carry, Prescribed(u[..., 0]))
-        weight = law[alive].repeat_interleave(27) * own[..., 0].prod(1)
-        place = (out * torch.tensor([16, 4, 1])).sum(1)
-        law = torch.zeros(states, dtype=torch.float64).index_add(0, place, weight)
-    return law.reshape(4, 4, 4)[:3, :3, :3].flatten()
-
-
 def test_unmasking_the_surest_position_first_is_exact_one_at_a_time():
-    process = MaskedChain(3)
-    table = example(process)
     off = {
-        (solver.by, steps): total_variation(
-            unmasking_law(solver, table, UniformGrid().levels(process, steps)), table.law()
-        )
+        (solver.by, steps): chain_errors(solver, MaskedChain(3), (steps,))[0]
         for solver in (Unmasking(), Unmasking("drawn"))
         for steps in (1, 3)
     }
@@ -135,6 +99,23 @@ def test_unmasking_the_surest_position_first_is_exact_one_at_a_time():
     assert off["drawn", 3] > 0.02  # MaskGIT's order prefers likely symbols
     assert off["certainty", 1] > 0.05  # all at once they know nothing of each other
     assert off["certainty", 1] == pytest.approx(off["drawn", 1], abs=1e-12)
+    with pytest.raises(SolverError, match="temperature 0"):
+        chain_errors(Unmasking(temperature=1.0), MaskedChain(3))
+
+
+def test_the_enumerated_law_of_unmasking_is_that_of_its_samples():
+    process = MaskedChain(3)
+    table, levels = example(process, 2), UniformGrid().levels(process, 2)
+    law = chain_law(Unmasking("drawn"), table, levels)
+    x = sample(table, Noise(8, 1000), (2,), solver=Unmasking("drawn"), levels=levels)
+    found = F.one_hot((x * torch.tensor([3, 1])).sum(1), 9).double().mean(0)
+    assert ((found - law).abs() < 5 * (law * (1 - law) / 1000).sqrt() + 1e-3).all()
+
+
+@dataclass(frozen=True)
+class Peeks(Unmasking):  # ranks by what was drawn while it says it does not
+    def step(self, denoise, process, x, t, s, carry, noise):
+        return Unmasking("drawn").step(denoise, process, x, t, s, carry, noise)
 
 
 def test_unmasking_shows_as_many_as_the_schedule_wants():
@@ -213,6 +194,7 @@ class Lingers(Ancestral):
         (Boasts(), "order 2 but"),
         (Otherwise(), "chances that it states"),
         (Lingers(), "clean data"),
+        (Peeks(), "one position at a time"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
