@@ -99,7 +99,7 @@ class Categorical:
     """
 
     law: ClassVar[str] = ""
-    names: ClassVar[tuple[str, ...]] = (CategoricalPrediction.kind,)
+    names: ClassVar[tuple[str, ...]] = ("evidence", "chances")  # of what a network's logits may be
     symbols: int
     schedule: Schedule = Flow()
 
@@ -128,9 +128,10 @@ class Categorical:
         """pi with pi R = 0, (states,) in float64: the law of pure noise."""
         raise NotImplementedError
 
-    def known(self, value: Tensor, x_t: Tensor) -> Tensor:
-        """Log-chances of x_0 with what x_t says for certain put in, (batch, ..., symbols)."""
-        return value
+    def known(self, value: Tensor, x_t: Tensor, t: Level) -> Tensor:
+        """Logits of x_0 with what x_t says of its own position put in, value + log q(x_t | x_0), up to a constant."""
+        own = self.pull(x_t, t, CLEAN, torch.float64)[..., : self.symbols]
+        return value + own.log().clamp(min=IMPOSSIBLE).to(value.dtype)
 
     # -- levels and shapes -------------------------------------------------------------------------------------
     def level(self, t: Scalar | Level) -> Level:

@@ -98,7 +98,7 @@ class MaskedChain(_Replacing):
     def stationary(self) -> Tensor:
         return F.one_hot(torch.tensor(self.mask), self.states).double()
 
-    def known(self, value: Tensor, x_t: Tensor) -> Tensor:
+    def known(self, value: Tensor, x_t: Tensor, t: Level) -> Tensor:
         """What is seen is known, and the mask is no symbol (Sahoo et al. 2024, section 3.2.3)."""
         hidden = x_t == self.mask
         seen = log_certain(x_t.clamp(max=self.symbols - 1), self.symbols, value.dtype)

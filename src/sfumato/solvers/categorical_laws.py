@@ -68,7 +68,7 @@ def chain_law(solver: Solver, table: SequenceTable, levels: Sequence[Level]) -> 
 def _kernel(
     solver: Solver, table: SequenceTable, x: Tensor, t: Level, s: Level, carry: Any
 ) -> tuple[Tensor, Any]:
-    """P(x_s | x_t) from states x (rows, positions) to all, (rows, states^positions), and the carry, the same for each."""
+    """P(x_s | x_t) from states x (rows, positions) to all, (rows, states^positions), and the carry, one for all."""
     if isinstance(solver, Unmasking):
         return _unmasked(solver, table, x, t, s, carry)
     chances = step_chances(solver, table(x, t), s)
