@@ -82,7 +82,7 @@ def build_process(
     law: str = "masked",
     processes: dict[str, dict[str, Any]] | None = None,
     **chain: Any,
-) -> Gaussian | Langevin | Categorical | Joint:
+) -> Any:
     """A process from the values a recipe or bundle writes: "gaussian", "cld", "categorical" or "joint".
 
     A categorical one has a law, "masked", "uniform" or "matrix", its number of symbols, and a matrix its rates; a joint
