@@ -66,7 +66,9 @@ def label(solver: Solver) -> str:
 
 # every solver that there is, EDM's churn apart
 SOLVERS: dict[str, Solver] = {
-    label(solver): solver for solver in (*(cls() for kind, cls in ALL.items() if kind != "edm"), *VARIANTS)
+    label(solver): solver
+    for solver in (*(cls() for kind, cls in ALL.items() if kind != "edm"), *VARIANTS)
+    if Gaussian in solver.serves
 }
 
 

@@ -45,7 +45,7 @@ each = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.law}-{p.
 
 def some_prediction(process, x_t, t, seed=0):
     logits = Noise(seed, len(x_t)).normal(torch.empty(*x_t.shape, process.symbols, dtype=torch.float64))
-    return CategoricalPrediction(process.known(logits, x_t), x_t, process.level(t), process)
+    return CategoricalPrediction(process.known(logits, x_t, process.level(t)), x_t, process.level(t), process)
 
 
 @each
@@ -78,9 +78,10 @@ class LosesChance(UniformChain):
 
 
 @dataclass(frozen=True)
-class Forgets(UniformChain):  # the step's likelihood left out of Bayes' rule
+class Forgets(UniformChain):  # the likelihood of the whole way in place of that of the step
     def reverse(self, prediction, s, eta=1.0):
         chances = self.push(self.weights(prediction), self.level(s))
+        chances = chances * self.pull(prediction.x_t, prediction.level, CLEAN, chances.dtype)
         return chances / chances.sum(-1, keepdim=True)
 
 
@@ -159,10 +160,10 @@ def test_the_masked_bridge_is_the_papers():
     uniform = UniformChain(3)
     known = uniform.certain(torch.tensor([[0, 1]]), torch.tensor([[0, 2]]), t, torch.float64)
     a, b, ratio = t.alpha, s.alpha, t.alpha / s.alpha
-    forward = ratio * F.one_hot(known.x_t, 3) + (1 - ratio) / 3
-    before = b * F.one_hot(torch.tensor([[0, 1]]), 3) + (1 - b) / 3
-    both = a * torch.tensor([[1.0, 0.0]]) + (1 - a) / 3
-    assert torch.allclose(uniform.reverse(known, s), forward * before / both[..., None], atol=1e-7)
+    forward = ratio * F.one_hot(known.x_t, 3).double() + (1 - ratio) / 3
+    before = b * F.one_hot(torch.tensor([[0, 1]]), 3).double() + (1 - b) / 3
+    both = a * torch.tensor([[1.0, 0.0]]).double() + (1 - a) / 3
+    assert torch.allclose(uniform.reverse(known, s), forward * before / both[..., None], atol=1e-12)
 
 
 @each

@@ -3,9 +3,15 @@
     denoiser(x_t, t, condition) -> CategoricalPrediction,       p(x_0 | x_t) of each position, given all of x_t
 
 The network is given the symbols themselves, not their one-hot vectors, and the noise level -lambda/8 as any network is;
-it answers logits (batch, ..., symbols), which the process completes with what x_t says for certain: behind no mask a
-symbol is what it is seen to be, and no mask is ever predicted (SUBS, Sahoo et al. 2024, arXiv 2406.07524). So the bound
-and every sampler ask a masked model about hidden positions only.
+it answers logits f (batch, ..., symbols). What a position says of itself need not be learned, since by Bayes' rule
+
+    p(x_0,i | x_t)  ~  p(x_0,i | x_t but for i)  q(x_t,i | x_0,i),       log p = f + log q(x_t,i | x_0,i) + const.
+
+That is the parameterisation "evidence". For the mask it says that what is seen is what it is, and that no mask is ever
+predicted (SUBS, Sahoo et al. 2024, arXiv 2406.07524): the network is asked about hidden positions only. For the others
+it makes the prediction come to x_t as the noise goes. With "chances", log p = f + const, a network has to learn that
+itself, and as long as it gives another symbol than x_t a chance c at t -> 0, the reversed chain would jump to it at a
+rate c / t: the bound in continuous time is infinite then (`objectives.categorical`).
 
 **The table.** For a law p(x_0) over all sequences of a few symbols, Bayes' rule is a sum:
 
@@ -25,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import SolverError
+from ..errors import SolverError, choose
 from ..noise import Noise, symbols
-from ..processes import CLEAN, Categorical, CategoricalPrediction, Level
+from ..processes import CLEAN, Categorical, CategoricalPrediction, Level, MaskedChain
 from ..processes.categorical import IMPOSSIBLE
 from .denoiser import Condition, noise_level
 
@@ -36,19 +42,20 @@ class CategoricalDenoiser(nn.Module):
     """A network's log-chances of x_0 under a categorical process.
 
     network: (x_t (batch, ...) in int64, noise_level (batch,), condition) -> logits (batch, ..., symbols).
-    Raises SolverError for another process, or a network whose logits have the wrong shape.
+    parameterisation: "evidence", to whose logits log q(x_t | x_0) of the position itself comes, or "chances"; for the
+    mask both are SUBS. Raises SolverError for another process or parameterisation, or logits of a wrong shape.
     """
 
-    parameterisation = CategoricalPrediction.kind
     learned_variance = False
 
-    def __init__(self, network: nn.Module, process: Categorical):
+    def __init__(self, network: nn.Module, process: Categorical, parameterisation: str = "evidence"):
         super().__init__()
         if not isinstance(process, Categorical):
             raise SolverError(
                 f"a categorical denoiser needs a categorical process, not {type(process).__name__}"
             )
         self.network, self.process = network, process
+        self.parameterisation = choose(parameterisation, process.names, "parameterisation", SolverError)
 
     def forward(
         self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None
@@ -57,10 +64,12 @@ class CategoricalDenoiser(nn.Module):
         weight = next((w for w in self.network.parameters() if w.is_floating_point()), None)
         dtype = torch.get_default_dtype() if weight is None else weight.dtype
         out = self.network(x_t, noise_level(level, x_t).to(dtype), condition)
-        return answered(self.process, out, x_t, level)
+        return answered(self.process, self.parameterisation, out, x_t, level)
 
 
-def answered(process: Categorical, out: Tensor, x_t: Tensor, level: Level) -> CategoricalPrediction:
+def answered(
+    process: Categorical, kind: str, out: Tensor, x_t: Tensor, level: Level
+) -> CategoricalPrediction:
     """The prediction that a network's logits are, at least in float32."""
     if out.shape != (*x_t.shape, process.symbols):
         raise SolverError(
@@ -68,7 +77,9 @@ def answered(process: Categorical, out: Tensor, x_t: Tensor, level: Level) -> Ca
             f"that should be {(*x_t.shape, process.symbols)}"
         )
     value = out.to(torch.promote_types(out.dtype, torch.float32)).log_softmax(-1)
-    return CategoricalPrediction(process.known(value, x_t), x_t, level, process)
+    if kind == "evidence" or isinstance(process, MaskedChain):
+        value = process.known(value, x_t, level)
+    return CategoricalPrediction(value, x_t, level, process)
 
 
 class SequenceTable(nn.Module):
@@ -99,7 +110,10 @@ class SequenceTable(nn.Module):
 
     def posterior(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Tensor:
         """p(x_0 | x_t) of all sequences, (batch, sequences), in the order of `sequences`."""
-        reached = self.process.pull(x_t, self.process.level(t), CLEAN, torch.float64)
+        level = self.process.level(t)
+        # of what is seen in spite of alpha = 0, given symbols around a gap, Bayes' rule knows in the limit
+        alpha = torch.as_tensor(level.alpha, dtype=torch.float64).clamp(min=1e-300)
+        reached = self.process.pull(x_t, level._replace(alpha=alpha), CLEAN, torch.float64)
         log = torch.zeros(len(x_t), len(self.sequences), dtype=torch.float64, device=x_t.device)
         for i in range(self.length):
             log = log + reached[:, i, self.sequences[:, i]].log().clamp(min=IMPOSSIBLE)

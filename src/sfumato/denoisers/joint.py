@@ -36,7 +36,7 @@ class JointDenoiser(nn.Module):
 
     network: (state {leaf: (batch, ...)}, noise_level {leaf: (batch,)}, condition) -> {leaf: (batch, ...)}; Gaussian
     leaves come with unit size and are answered in their row, symbols come as they are and are answered by logits
-    (batch, ..., symbols). parameterisations: the rows of Gaussian leaves, "v" where nothing is said.
+    (batch, ..., symbols). parameterisations: by leaf, "v" for numbers and "evidence" for symbols where nothing is said.
     Raises SolverError for another process, an unknown leaf or row, or outputs of wrong shapes or names.
     """
 
@@ -66,7 +66,8 @@ class JointDenoiser(nn.Module):
                 row = self.parameterisations.get(name, "v")
                 said[name] = answered(process, row, out[name], (x, x), level)
             else:
-                said[name] = categorical.answered(process, out[name], x, level)
+                row = self.parameterisations.get(name, "evidence")
+                said[name] = categorical.answered(process, row, out[name], x, level)
         return said
 
 
@@ -90,6 +91,7 @@ class LabelledMixture(nn.Module):
 
     def forward(self, x_t: Mapping[str, Tensor], t: Any, condition: Condition = None) -> dict[str, Any]:
         levels, (name, label) = self.process.level(t), self.leaves
+        self.process.whole(x_t, "state")
         chain: Any = self.process[label]
         reached = chain.pull(x_t[label], levels[label], CLEAN, torch.float64)[..., : chain.symbols]
         evidence = {"evidence": reached.log().clamp(min=IMPOSSIBLE).reshape(-1, chain.symbols)}

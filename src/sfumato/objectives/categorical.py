@@ -23,6 +23,9 @@ the same for every schedule: alpha is only a way to draw how much is hidden.
 data's path reversed, and the mean of the bound over data is their entropy. In T steps positions that jump in one step
 are drawn independently; the mean exceeds the entropy by what they know of each other, which falls as 1/T.
 
+A model whose p(x_0 | x_t) does not come to x_t as t -> 0 has no finite integral on a chain without a mask: from x_t =
+x_0 its rates b grow as 1/t. Denoisers put in what x_t says of itself (`denoisers.categorical`), and are safe.
+
 A random time (or step) times all of them estimates the sum without bias; times of a batch are stratified. Everything
 is divided by the number of positions: nats a symbol.
 

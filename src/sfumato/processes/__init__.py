@@ -82,7 +82,7 @@ def build_process(
     law: str = "masked",
     processes: dict[str, dict[str, Any]] | None = None,
     **chain: Any,
-) -> Gaussian | Langevin | Categorical | Joint:
+) -> Any:
     """A process from the values a recipe or bundle writes: "gaussian", "cld", "categorical" or "joint".
 
     A categorical one has a law, "masked", "uniform" or "matrix", its number of symbols, and a matrix its rates; a joint
@@ -91,8 +91,12 @@ def build_process(
     choose(kind, ["gaussian", "cld", "categorical", "joint"], "process", SolverError)
     if (kind == "joint") == (processes is None) or (kind == "joint") != (schedule is None):
         raise SolverError(
-            "a joint process has `processes` in place of a schedule, any other a schedule and none of these"
+            "a joint process has `processes` and no schedule of its own, any other a schedule and no `processes`"
         )
+    if kind != "categorical":
+        for name in chain:
+            allowed = ["processes"] if kind == "joint" else ["schedule", "sigma_data"]
+            choose(name, allowed, f"value of the {kind} process", SolverError)
     if schedule is None:
         leaves: dict[str, Any] = {name: build_process(**leaf) for name, leaf in (processes or {}).items()}
         return Joint(leaves)

@@ -99,7 +99,7 @@ class Categorical:
     """
 
     law: ClassVar[str] = ""
-    names: ClassVar[tuple[str, ...]] = (CategoricalPrediction.kind,)
+    names: ClassVar[tuple[str, ...]] = ("evidence", "chances")  # of what a network's logits may be
     symbols: int
     schedule: Schedule = Flow()
 
@@ -128,9 +128,10 @@ class Categorical:
         """pi with pi R = 0, (states,) in float64: the law of pure noise."""
         raise NotImplementedError
 
-    def known(self, value: Tensor, x_t: Tensor) -> Tensor:
-        """Log-chances of x_0 with what x_t says for certain put in, (batch, ..., symbols)."""
-        return value
+    def known(self, value: Tensor, x_t: Tensor, t: Level) -> Tensor:
+        """Logits of x_0 with what x_t says of its own position put in, value + log q(x_t | x_0), up to a constant."""
+        own = self.pull(x_t, t, CLEAN, torch.float64)[..., : self.symbols]
+        return value + own.log().clamp(min=IMPOSSIBLE).to(value.dtype)
 
     # -- levels and shapes -------------------------------------------------------------------------------------
     def level(self, t: Scalar | Level) -> Level:
@@ -299,12 +300,14 @@ class MatrixChain(Categorical):
                 f"rates of {self.symbols} symbols are a square of at least as many states, not "
                 f"{count} rows of {sorted({len(row) for row in self.rates})}"
             )
-        away = self.generator - self.generator.diagonal().diag()
-        off = float(self.generator.sum(1).abs().max() / self.generator.abs().max().clamp(min=1e-300))
-        if not bool((away >= 0).all()) or not off < 1e-9:
+        given = torch.tensor(self.rates, dtype=torch.float64)
+        away = given - given.diagonal().diag()
+        if not bool((away >= 0).all()) or not float(given.sum(1).abs().max()) <= 1e-6 * float(away.max()):
             raise SolverError(
                 "rates are 0 or more off the diagonal, and the rows of their matrix add up to 0"
             )
+        # rows given in float32 add up to 0 in float32 alone
+        object.__setattr__(self, "rates", tuple(map(tuple, (away - away.sum(1).diag()).tolist())))
         if not self._gap > 1e-9:
             raise SolverError("these rates leave more than one law in the end, and so no prior to start from")
 

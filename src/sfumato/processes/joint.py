@@ -98,7 +98,7 @@ class Joint:
     def prior(self, like: State, noise: Draws, level: Mapping[str, Level] | None = None) -> dict[str, Tensor]:
         """Where sampling starts: every leaf of `like` from its own prior."""
         return {
-            name: self[name].prior(leaf, self.draws(name, noise), level and level[name])
+            name: self[name].prior(leaf, self.draws(name, noise), level[name] if level else None)
             for name, leaf in like.items()
         }
 
@@ -108,8 +108,11 @@ class Joint:
         levels, out = self.level(t), {}
         for name, process in self.processes.items():
             draws, leaf = self.draws(name, noise), x0[name]
-            gaussian = isinstance(process, Gaussian)
-            out[name] = process.corrupt(leaf, levels[name], draws.normal(leaf) if gaussian else draws)
+            out[name] = (
+                process.corrupt(leaf, levels[name], draws.normal(leaf))
+                if isinstance(process, Gaussian)
+                else process.corrupt(leaf, levels[name], draws)
+            )
         return out
 
     def bridge(

@@ -98,11 +98,19 @@ class MaskedChain(_Replacing):
     def stationary(self) -> Tensor:
         return F.one_hot(torch.tensor(self.mask), self.states).double()
 
-    def known(self, value: Tensor, x_t: Tensor) -> Tensor:
+    def known(self, value: Tensor, x_t: Tensor, t: Level) -> Tensor:
         """What is seen is known, and the mask is no symbol (Sahoo et al. 2024, section 3.2.3)."""
         hidden = x_t == self.mask
         seen = log_certain(x_t.clamp(max=self.symbols - 1), self.symbols, value.dtype)
         return torch.where(hidden[..., None], value, seen)
+
+    def reverse(self, prediction: CategoricalPrediction, s: Scalar | Level, eta: float = 1.0) -> Tensor:
+        """What is seen stays, also where the schedule leaves nothing to be seen: so gaps are filled from t = 1 on."""
+        x_t, value = prediction.x_t, prediction.chances
+        lost, less = (1 - fit(level.alpha, value) for level in (prediction.level, self.level(s)))
+        still = (less / lost) * torch.ones_like(value[..., :1])
+        hidden = torch.cat([(1 - still) * value, still], -1)
+        return torch.where((x_t == self.mask)[..., None], hidden, F.one_hot(x_t, self.states).to(value.dtype))
 
     def pure(self, like: Tensor, noise: Draws, stream: int = 0) -> Tensor:
         return torch.full(like.shape, self.mask, dtype=torch.long, device=like.device)

@@ -6,8 +6,10 @@ On a `SequenceTable` everything is known. A sampler that draws every position al
 
 over all states^positions states, so the law of a whole run is a product of matrices applied to the prior, without
 sampling, and its total variation to the table's law is the sampler's error, exactly. Its slope over the steps is the
-order. That a step draws by these chances, from the uniforms that it is given, is checked draw by draw. Beside that the
-laws of all solvers: frozen, as many evaluations as stated, a sample alone as in a batch, clean data at the end.
+order. That a step draws by these chances, from the uniforms that it is given, is checked draw by draw. The kernel of
+`Unmasking`, whose positions compete, is got by making all draws that there are; surest first and one position at a
+time, it must be exact. Beside that the laws of all solvers: frozen, as many evaluations as stated, a sample alone as in
+a batch, clean data at the end.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ..denoisers import SequenceTable
+from ..errors import SolverError
 from ..noise import Noise, symbols
 from ..processes import Categorical, CategoricalPrediction, Level, MaskedChain, UniformChain
 from ..processes.laws import require
 from .ancestral import Ancestral
-from .categorical import PositionWise
+from .categorical import PositionWise, Unmasking
 from .grid import UniformGrid
 from .laws import fitted_order
 from .solver import Solver, integrate
@@ -47,19 +50,65 @@ def step_chances(solver: Solver, prediction: CategoricalPrediction, s: Level) ->
 
 
 def chain_law(solver: Solver, table: SequenceTable, levels: Sequence[Level]) -> Tensor:
-    """The law of a run's output over all sequences, (symbols^positions,), exactly, from pure noise at levels[0]."""
+    """The law of a run's output over all sequences, (symbols^positions,), exactly, from pure noise at levels[0].
+
+    Raises SolverError for `Unmasking` with a temperature, whose order is one of infinitely many draws.
+    """
     process, length = table.process, table.length
     states = torch.cartesian_prod(*[torch.arange(process.states)] * length).reshape(-1, length)
-    law = process.stationary[states].prod(1)
+    law, carry = process.stationary[states].prod(1), None
     for t, s in pairwise(levels):
         alive = law > 0  # a state that cannot be is nothing to ask the table about
-        chances = step_chances(solver, table(states[alive], t), s)
-        kernel = torch.ones(len(chances), 1, dtype=torch.float64)
-        for i in range(length):
-            kernel = (kernel[:, :, None] * chances[:, i, None, :]).flatten(1)
+        kernel, carry = _kernel(solver, table, states[alive], t, s, carry)
         law = law[alive] @ kernel
     clean = law.reshape([process.states] * length)[(slice(process.symbols),) * length]
     return clean.flatten()
+
+
+def _kernel(
+    solver: Solver, table: SequenceTable, x: Tensor, t: Level, s: Level, carry: Any
+) -> tuple[Tensor, Any]:
+    """P(x_s | x_t) from states x (rows, positions) to all, (rows, states^positions), and the carry, one for all."""
+    if isinstance(solver, Unmasking):
+        return _unmasked(solver, table, x, t, s, carry)
+    chances = step_chances(solver, table(x, t), s)
+    kernel = torch.ones(len(x), 1, dtype=torch.float64)
+    for i in range(x.shape[1]):
+        kernel = (kernel[:, :, None] * chances[:, i, None, :]).flatten(1)
+    return kernel, None
+
+
+def _unmasked(
+    solver: Unmasking, table: SequenceTable, x: Tensor, t: Level, s: Level, carry: Any
+) -> tuple[Tensor, Any]:
+    """The same, by making every draw that every state can make."""
+    if solver.temperature > 0:
+        raise SolverError("the law of an order that is drawn is not enumerated: take temperature 0")
+    states, draws = table.process.states, len(table.sequences)
+    asked = table.sequences.repeat(len(x), 1)[..., None]
+    chances = table(x, t).chances.repeat_interleave(draws, 0)
+    own = chances.gather(-1, asked)
+    middle = (chances.cumsum(-1).gather(-1, asked) - own / 2)[..., 0]
+    carry = None if carry is None else carry[:1].expand(len(asked))
+    process: Any = table.process
+    out, carry = solver.step(table, process, x.repeat_interleave(draws, 0), t, s, carry, _Prescribed(middle))
+    place = (out * states ** torch.arange(x.shape[1] - 1, -1, -1)).sum(1)
+    kernel = torch.zeros(len(x), states ** x.shape[1], dtype=torch.float64)
+    row = torch.arange(len(x)).repeat_interleave(draws)
+    return kernel.index_put((row, place), own[..., 0].prod(1), accumulate=True), carry
+
+
+class _Prescribed:
+    """In place of noise: the uniforms in the middle of the symbols that are asked for."""
+
+    def __init__(self, u: Tensor):
+        self.u = u
+
+    def uniform(self, like: Tensor, stream: int = 0) -> Tensor:
+        return self.u
+
+    def normal(self, like: Tensor, stream: int = 0) -> Tensor:
+        raise NotImplementedError("symbols are drawn from uniforms")
 
 
 def total_variation(law: Tensor, other: Tensor) -> float:
@@ -68,7 +117,7 @@ def total_variation(law: Tensor, other: Tensor) -> float:
 
 
 def chain_errors(
-    solver: Solver, process: Categorical, steps: Sequence[int] = CHAIN_STEPS, positions: int = 3
+    solver: Solver, process: Any, steps: Sequence[int] = CHAIN_STEPS, positions: int = 3
 ) -> list[float]:
     """The total variation of a sampler's law to the right one at several numbers of steps, exactly."""
     table = example(process, positions)
@@ -85,7 +134,7 @@ def check_chain_solver(solver: Solver) -> None:
             _check(solver, process, f"the {solver.kind} solver on the {process.law} chain")
 
 
-def _check(solver: Solver, process: Categorical, name: str) -> None:
+def _check(solver: Any, process: Any, name: str) -> None:
     table, calls, levels = example(process), [], UniformGrid().levels(process, 6)
 
     def counted(x_t: Tensor, t: Any, condition: Any = None) -> Any:
@@ -110,6 +159,9 @@ def _check(solver: Solver, process: Categorical, name: str) -> None:
             torch.equal(alone, together[i : i + 1]),
             f"{name}: sample {i} alone differs from itself in a batch",
         )
+    if isinstance(solver, Unmasking) and solver.by == "certainty" and solver.temperature == 0:
+        (error,) = chain_errors(solver, process, (3,))
+        require(error < 1e-9, f"{name} misses the law by {error:.1e} where it shows one position at a time")
     if not isinstance(solver, PositionWise | Ancestral):
         return
     for i, (t, s) in enumerate(pairwise(levels)):

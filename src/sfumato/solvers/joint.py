@@ -24,7 +24,7 @@ from torch import Tensor
 from ..denoisers import Condition
 from ..errors import SolverError
 from ..noise import Keyed
-from ..processes import CLEAN, Joint, Level
+from ..processes import CLEAN, Categorical, Joint, Level
 from ..processes.joint import stands
 from .ancestral import DDIM, Ancestral
 from .grid import Grid, UniformGrid, check_levels
@@ -150,8 +150,8 @@ def sample_joint(
         if name not in shapes:
             raise SolverError(f"the leaf {name!r} is not given, and so needs a shape")
         paths[name] = [leaf.level(1.0)] * (steps + 1) if name in absent else grid.levels(leaf, steps)
-        numbers = leaf.names != ("log-chances",)
-        own[name] = (solvers or {}).get(name) or (DDIM() if numbers else Ancestral())
+        usual = Ancestral() if isinstance(leaf, Categorical) else DDIM()
+        own[name] = (solvers or {}).get(name, usual)
     like_state = {name: base.new_empty(count, *process[name].state_shape(shapes[name])) for name in own}
     start = process.prior(like_state, noise.at(0), {name: paths[name][0] for name in own})
     end = integrate_joint(denoiser, own, paths, {**start, **given}, noise, condition)

@@ -167,6 +167,8 @@ class PredictorCorrector(Solver):
 
     @property
     def serves(self) -> tuple[type, ...]:  # type: ignore[override]
+        if not self.corrections:
+            return self.predictor.serves
         # symbols have no score to walk along
         return tuple(cls for cls in self.predictor.serves if not issubclass(cls, Categorical))
 
