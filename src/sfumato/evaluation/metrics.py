@@ -77,6 +77,9 @@ def frechet_to(x: Tensor, mean: Tensor, cov: Tensor, weights: Tensor | None = No
 def frechet_distance(generated: object, reference: object) -> float:
     """The Fréchet distance alone, of features (n, d) and (m, d), without interval."""
     x, y = as_pair(generated, reference)
+    few = min(x, y, key=len)  # the distance is the same either way round
+    if len(few) < x.shape[1]:
+        return frechet_to(few, *moments(y if few is x else x))
     return gaussian_frechet(*moments(x), *moments(y))
 
 
