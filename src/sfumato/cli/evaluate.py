@@ -113,7 +113,7 @@ def show(found: Judgement) -> None:
 
     show_measures(found.measures)
     if found.curve:
-        heads = ["steps", "solver", "Fréchet distance", "95 % interval", "held-out real data"]
+        heads = ["steps", "solver", found.curve[0]["name"], "95 % interval", "held-out real data"]
         points = [
             [
                 row["steps"],

@@ -41,7 +41,7 @@ from ..evaluation.measure import Measure
 from ..evaluation.receipts import Agreement, Receipt, compare
 from ..model import Model
 from ..noise import Noise
-from ..objectives import Bound
+from ..objectives import Bound, CategoricalBound
 from ..processes import Categorical, Gaussian
 from ..sampling import Sampling
 from ..solvers import Driver, Tuned, build_grid, build_solver
@@ -133,6 +133,8 @@ class Bench:
 
     def bound(self, settings: dict[str, Any]) -> list[Measure]:
         """The variational bound in bits per dimension over held-out images, with the interval of its mean."""
+        if isinstance(self.model.denoiser.process, Categorical):
+            return self._symbol_bound(settings)
         if not isinstance(self.model.denoiser.process, Gaussian):
             raise DataError(
                 "the variational bound is that of a gaussian process: set evaluation.bound_images=0"
@@ -144,6 +146,16 @@ class Bench:
             return objective.bits_per_dimension(self.model.denoiser, x, noise, condition, terms)
 
         return [self._mean_bits("bits per dimension", bits, settings, note)]
+
+    def _symbol_bound(self, settings: dict[str, Any]) -> list[Measure]:
+        """The same of symbols: bits a symbol, in continuous time."""
+        objective, terms = CategoricalBound(), settings["terms"]
+        note = f"upper bound on -log2 p(x), continuous time, {terms} evaluations an example"
+
+        def bits(x: Tensor, noise: Noise, condition: Condition) -> Tensor:
+            return objective.bits_per_symbol(self.model.denoiser, x, noise, condition, terms)
+
+        return [self._mean_bits("bits per symbol", bits, settings, note)]
 
     def likelihood(self, settings: dict[str, Any]) -> list[Measure]:
         """Bits per dimension of the unguided probability flow over held-out images, with the interval of its mean."""

@@ -21,7 +21,7 @@ from ..evaluation.measure import Measure
 from ..evaluation.receipts import Receipt
 from ..files import write_atomically
 from ..model import Model
-from ..processes import Gaussian
+from ..processes import Categorical, Gaussian
 from ..sampling import Sampling
 from ..solvers import Driver
 from .bench import Bench, Progress, sampling_cost, stated
@@ -29,6 +29,7 @@ from .card import add_measures
 from .recipe import Recipe
 
 CURVE = ("frechet", "agreement")
+TITLES = {"frechet": "Fréchet distance"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def judge(
     if model.info.get("text"):
         drawn["prompts"] = "captions of the training set, in a fixed random order"
     measures = attest("quality", stated(plan) | drawn)
-    if config.bound_images and not isinstance(model.denoiser.process, Gaussian):
-        say("no bound: the variational bound is that of a gaussian process")
+    if config.bound_images and not isinstance(model.denoiser.process, (Gaussian, Categorical)):
+        say("no bound: the variational bound is that of a gaussian or categorical process")
     elif config.bound_images:
         bound = {"what": "bound", "steps": bench.recipe.objective.steps, "terms": config.bound_terms}
         measures += attest("bound", common | bound | {"images": min(config.bound_images, len(bench.held))})
@@ -93,7 +94,7 @@ def judge(
         flow = {"what": "likelihood", "steps": config.likelihood_steps, "probes": config.likelihood_probes}
         flow |= {"images": min(config.likelihood_images, len(bench.held))}
         measures += attest("likelihood", common | flow)
-    names = [name for name in CURVE if name != "agreement" or any(m.name == name for m in measures)]
+    names = [name for name in CURVE if any(m.name == name for m in measures)] or [measures[0].name]
     curve = []
     for point in map(planned, config.steps if steps is None else steps):
         if isinstance(point.solver, Driver):
@@ -101,8 +102,13 @@ def judge(
             continue
         few = {"samples": min(config.curve_samples, samples), "measures": names}
         found = {m.name: m for m in attest(f"steps-{point.steps:03d}", stated(point) | drawn | few)}
-        main = found["frechet"]
-        row = {"steps": point.steps, "solver": point.solver.kind, "floor": main.floor}
+        main = found[names[0]]
+        row = {
+            "name": TITLES.get(main.name, main.name),
+            "steps": point.steps,
+            "solver": point.solver.kind,
+            "floor": main.floor,
+        }
         row |= {"evaluations": sampling_cost(model, 1, 1, point).nfe}
         row |= {"value": main.value, "low": main.low, "high": main.high}
         curve.append(row | ({"agreement": found["agreement"].value} if "agreement" in found else {}))

@@ -74,7 +74,8 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
     if judgement.curve:
         floor = judgement.curve[0]["floor"]
         curve = [row | {"steps": row["evaluations"]} for row in judgement.curve]
-        heads = ["steps", "solver", "evaluations", "Fréchet distance", "low", "high"]
+        name = judgement.curve[0]["name"]
+        heads = ["steps", "solver", "evaluations", name, "low", "high"]
         cells = [
             [row["steps"], row["solver"], row["evaluations"], row["value"], row["low"], row["high"]]
             for row in judgement.curve
@@ -86,7 +87,7 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
         sections += [
             Curve(
                 figure_quality_vs_steps(curve, floor),
-                f"Fréchet distance against steps, {number:,} samples a point, with 95 % intervals; fewer samples give "
+                f"{name} against steps, {number:,} samples a point, with 95 % intervals; fewer samples give "
                 "a higher distance, for the model and for held-out data alike.",
                 title="Quality against steps",
             ),
