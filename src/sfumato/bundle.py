@@ -45,7 +45,7 @@ from .errors import BundleError, RunError, SfumatoError
 from .files import folder_atomically, opened, reason, write_json
 from .model import Model, Sampling
 from .networks import AutoEncoder, build
-from .processes import build_process
+from .processes import Categorical, build_process
 from .solvers import Tuned
 from .solvers.tuning import Tuning
 from .training.tensors import write_safetensors
@@ -248,13 +248,13 @@ def load(folder: str | Path) -> Model:
         else:
             network = build(record["network"]["kind"], **record["network"]["config"])
             network.load_state_dict(weights)
-            whole = {cls.parameterisation: cls for cls in (Classifier, CategoricalDenoiser)}
-            kind = record["denoiser"]["parameterisation"]
-            denoiser = (
-                whole[kind](network, process)
-                if kind in whole
-                else Denoiser(network, process, **record["denoiser"])
-            )
+            said = record["denoiser"]
+            if said["parameterisation"] == Classifier.parameterisation:
+                denoiser = Classifier(network, process)
+            elif isinstance(process, Categorical):
+                denoiser = CategoricalDenoiser(network, process, said["parameterisation"])
+            else:
+                denoiser = Denoiser(network, process, **said)
         model = Model(
             denoiser,
             build_domain(**record["domain"]),

@@ -99,14 +99,13 @@ class Fields(Domain):
         kept = np.flatnonzero(np.isfinite(tiles).all((1, 2, 3)))
         if not len(kept):
             raise DataError(f"every tile of {place.name or place.path} has a gap")
+        (title,) = about["sources"]
         about = about | {"left_out": len(tiles) - len(kept)}
         tiles = tiles[kept]
         mean = self.mean or tuple(float(m) for m in tiles.mean((0, 2, 3), dtype=np.float64))
         std = self.std or tuple(max(float(s), _LEAST) for s in tiles.std((0, 2, 3), dtype=np.float64))
         domain = replace(self, variables=names, size=(height, width), mean=mean, std=std, units=units)
-        data = Examples(
-            domain, tiles, groups=tuple(squares[k] for k in kept), name=about["sources"][0], about=about
-        )
+        data = Examples(domain, tiles, groups=tuple(squares[k] for k in kept), name=title, about=about)
         if place.limit is not None and place.limit < len(data):
             return data.take(np.arange(place.limit) * len(data) // place.limit)
         return data

@@ -105,9 +105,10 @@ class Sequences(Domain):
         if labels is not None and classes != found.classes:
             names = [choose(name, classes, "class of the model", DataError) for name in found.classes]
             labels = np.array([classes.index(name) for name in names], dtype=np.int64)[labels]
-        about = dict(found.about) | {"left_out": len(cut) - len(kept)}
+        (title,) = found.about["sources"]
+        about = found.about | {"left_out": len(cut) - len(kept)}
         domain = replace(self, alphabet=alphabet, length=length, classes=() if labels is None else classes)
-        return Examples(domain, stored, labels, name=about["sources"][0], about=about)
+        return Examples(domain, stored, labels, name=title, about=about)
 
     def encode(self, stored: Any) -> Tensor:
         """States, int64 (n, length)."""

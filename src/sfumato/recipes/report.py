@@ -86,7 +86,7 @@ def write_report(judgement: Judgement, run: Path, out: Path, commands: list[tupl
         number = min(recipe.evaluation.curve_samples, recipe.evaluation.samples)
         sections += [
             Curve(
-                figure_quality_vs_steps(curve, floor),
+                figure_quality_vs_steps(curve, floor, name),
                 f"{name} against steps, {number:,} samples a point, with 95 % intervals; fewer samples give "
                 "a higher distance, for the model and for held-out data alike.",
                 title="Quality against steps",
