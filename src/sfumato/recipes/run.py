@@ -12,12 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -34,7 +33,7 @@ from ..files import write_atomically
 from ..model import Model, Sampling
 from ..networks import build
 from ..objectives import Objective, build_objective, check_trains
-from ..processes import Categorical, Gaussian, build_process
+from ..processes import Categorical, Gaussian
 from ..solvers import build_grid, build_solver, check_served
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
@@ -48,6 +47,7 @@ from .codec import (
     with_latents,
     write_codec,
 )
+from .parts import check_features, process_of, section
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -83,7 +83,7 @@ def read_data(recipe: Recipe, domain: Any = None) -> tuple[Any, Any]:
     """(train, held out) of a recipe's [data] section."""
     config = recipe.data
     if domain is None and config.domain != "images":
-        with _section("data"):
+        with section("data"):
             domain = build_domain(config.domain, **config.settings)
     domain = domain or Images(
         size=config.size,  # type: ignore[arg-type]  # one number is taken for both
@@ -133,11 +133,11 @@ def set_up(
         raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
     labelled = data.targets is not None
     classes = len(domain.classes) if labelled else 0
-    _check_features(recipe, classes)
+    check_features(recipe, classes)
     codec = codec_of(recipe, out)
     state = codec.shape(domain.shape)
     shown = with_latents(data, codec)
-    process = _process(recipe, domain, shown)
+    process = process_of(recipe, domain, shown)
     discrete = isinstance(process, Categorical)
     base = base_of(recipe, out)
     if base is not None:
@@ -169,10 +169,10 @@ def set_up(
     kind = given.pop("kind")
     if fixed := sorted(set(given) & set(settings)):
         raise RecipeError(f"network.{fixed[0]} follows from the data and cannot be set")
-    with torch.random.fork_rng(), _section("network"):
+    with torch.random.fork_rng(), section("network"):
         torch.manual_seed(recipe.training.seed)
         network = build(kind, **settings, **given)
-    with _section("denoiser"):
+    with section("denoiser"):
         denoiser: Any = (
             Classifier(network, process)
             if classifies
@@ -180,7 +180,7 @@ def set_up(
             if discrete
             else Denoiser(network, process, **recipe.denoiser.model_dump())
         )
-    with _section("objective"):
+    with section("objective"):
         objective = build_objective(**recipe.objective.model_dump(exclude={"losses"}), classes=classes)
         check_trains(objective, process)
     if recipe.training.compile and recipe.objective.kind in ("sliced", "implicit"):
@@ -189,7 +189,7 @@ def set_up(
             "cannot: set training.compile=false"
         )
     plan = recipe.sampling
-    with _section("sampling"):
+    with section("sampling"):
         sampling = Sampling(
             build_solver(**plan.solver),
             build_grid(**plan.grid),
@@ -203,43 +203,6 @@ def set_up(
         if not classifies:
             parts.model().guided(sampling.guidance)
     return parts
-
-
-def _check_features(recipe: Recipe, classes: int) -> None:
-    if recipe.data.domain == "images" and recipe.evaluation.features == "classifier" and classes < 2:
-        raise RecipeError(
-            f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
-            "set evaluation.features=pixels or efficientnet-lite0"
-        )
-
-
-@contextlib.contextmanager
-def _section(name: str) -> Iterator[None]:
-    """What a part of the recipe cannot be built from, as a RecipeError that names its section."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"[{name}]: {error}") from None
-
-
-def _process(recipe: Recipe, domain: Any, shown: Any) -> Any:
-    """The process of a recipe: its kind, its schedule, and what follows from the data."""
-    config, schedule = recipe.process, dict(recipe.process.schedule)
-    with _section("process"):
-        symbols = getattr(domain, "symbols", None)
-        if (config.kind == "categorical") != (symbols is not None):
-            are = "numbers" if symbols is None else "symbols"
-            raise ValueError(f"{domain.name} are {are}, and a process of kind {config.kind!r} is for others")
-        if config.kind == "categorical":
-            return build_process(config.kind, schedule=schedule, law=config.law, symbols=symbols)
-        sigma_data = config.sigma_data or _root_mean_square(shown)
-        return build_process(config.kind, schedule=schedule, sigma_data=sigma_data)
-
-
-def _root_mean_square(data: Any) -> float:
-    """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
-    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
-    return round(float(data.tensor(rows).square().mean().sqrt()), 3)
 
 
 def train(
@@ -307,7 +270,7 @@ def _train_codec(
     data, held = read_data(recipe)
     if recipe.training.batch > 4 * len(data):
         raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
-    _check_features(recipe, len(data.domain.classes) if data.targets is not None else 0)
+    check_features(recipe, len(data.domain.classes) if data.targets is not None else 0)
     apprentice, objective = set_up_codec(recipe, data.domain)
     count = sum(p.numel() for p in apprentice.network.parameters())
     latent = "×".join(map(str, apprentice.network.latent_shape()))

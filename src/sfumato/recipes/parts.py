@@ -1,0 +1,51 @@
+"""What of a recipe follows from its data: the process, and whether what is asked of the data can be had."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import RecipeError
+from ..processes import build_process
+from .recipe import Recipe
+
+
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """What a part of the recipe cannot be built from, as a RecipeError that names its section."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[{name}]: {error}") from None
+
+
+def check_features(recipe: Recipe, classes: int) -> None:
+    """Raise RecipeError for features that need labels, of data without."""
+    if recipe.data.domain == "images" and recipe.evaluation.features == "classifier" and classes < 2:
+        raise RecipeError(
+            f"evaluation.features = 'classifier' needs data with labels, and {recipe.data.source} has none: "
+            "set evaluation.features=pixels or efficientnet-lite0"
+        )
+
+
+def process_of(recipe: Recipe, domain: Any, shown: Any) -> Any:
+    """The process of a recipe: its kind, its schedule, and what follows from the data."""
+    config, schedule = recipe.process, dict(recipe.process.schedule)
+    with section("process"):
+        symbols = getattr(domain, "symbols", None)
+        if (config.kind == "categorical") != (symbols is not None):
+            are = "numbers" if symbols is None else "symbols"
+            raise ValueError(f"{domain.name} are {are}, and a process of kind {config.kind!r} is for others")
+        if config.kind == "categorical":
+            return build_process(config.kind, schedule=schedule, law=config.law, symbols=symbols)
+        sigma_data = config.sigma_data or root_mean_square(shown)
+        return build_process(config.kind, schedule=schedule, sigma_data=sigma_data)
+
+
+def root_mean_square(data: Any) -> float:
+    """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
+    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
+    return round(float(data.tensor(rows).square().mean().sqrt()), 3)
