@@ -20,7 +20,7 @@ from sfumato.denoisers import (
     check_denoiser,
 )
 from sfumato.errors import RecipeError, SolverError
-from sfumato.noise import BatchNoise, Noise
+from sfumato.noise import BatchNoise, Noise, symbols
 from sfumato.objectives import Bound, CategoricalBound, Denoising, build_objective, check_trains
 from sfumato.processes import (
     CLEAN,
@@ -381,6 +381,42 @@ def test_recipes_say_which_objective_trains_symbols():
     ):
         with pytest.raises(RecipeError, match="trained by 'categorical'"):
             check_trains(objective, process)
+
+
+class Places(nn.Module):
+    """A network that knows where it looks: three positions at once, three symbols each."""
+
+    def __init__(self, states):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.symbols = nn.Embedding(states, 8)
+            self.layers = nn.Sequential(
+                nn.Linear(25, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 9)
+            )
+
+    def forward(self, x, noise_level, condition=None):
+        seen = torch.cat([self.symbols(x).flatten(1), noise_level[:, None]], 1)
+        return self.layers(seen).reshape(len(x), 3, 3)
+
+
+@each
+def test_a_network_trained_by_the_bound_comes_to_the_entropy(process):
+    table = example(process)
+    law = table.law()
+    model = CategoricalDenoiser(Places(process.states), process)
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for step in range(300):
+        x0 = table.sequences[symbols(law.expand(1, 128, -1), BatchNoise(1, step))[0]]
+        loss, _ = CategoricalBound()(model, {"x": x0}, BatchNoise(0, step))
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    entropy = -float((law * law.log()).sum()) / 3
+    alone = math.log(3)  # what a model that learned nothing would say, nearly
+    with torch.no_grad():
+        bound = float((law * continuous(process, model, 24)).sum())
+    assert entropy - 1e-4 < bound < entropy + 0.4 * (alone - entropy)
 
 
 def test_dropped_conditions_train_both_branches():
