@@ -191,6 +191,10 @@ class WrongSlope(DPMpp2M):
 
 @dataclass(frozen=True)
 class TooNoisy(Ancestral):
+    @property
+    def serves(self):
+        return (Gaussian,)
+
     def step(self, denoise, process, x, t, s, carry, noise):
         x_s, carry = super().step(denoise, process, x, t, s, carry, noise)
         return x_s + 0.3 * math.sqrt(max(process.lag(t, s), 0)) * noise.normal(x), carry

@@ -107,6 +107,7 @@ def test_a_second_interrupt_is_obeyed_at_once(tmp_path):
     def twice():
         # to this thread: two signals to the process may reach another thread and be taken for one
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)  # until the first has been taken: two that wait are taken for one
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

@@ -44,8 +44,8 @@ __all__ = [
 
 KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
-    "transformer": Transformer,
     "dit": DiT,
+    "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,
 }
