@@ -160,7 +160,8 @@ def main() -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    result |= {"settings": {name: str(value) for name, value in vars(given).items()}}
+    asked = {name: str(value) for name, value in vars(given).items() if name not in ("work", "out")}
+    result |= {"settings": asked}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1))
     if reached is None:
