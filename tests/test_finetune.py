@@ -331,9 +331,11 @@ def test_a_fine_tuning_killed_four_times_is_the_one_that_was_not(demo: Path, tmp
     for _ in range(4):
         again = ["--resume"] if (out / "recipe.toml").is_file() else asked
         process = subprocess.Popen([*command, *again, "--out", str(out)], stdout=subprocess.DEVNULL)
-        before = len(list(out.glob("checkpoints/*")))
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("checkpoints/*"))) == before and time.monotonic() < deadline:
+        # the newest, not how many: old checkpoints are removed
+        before, deadline = max(out.glob("checkpoints/0*"), default=None), time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if max(out.glob("checkpoints/0*"), default=None) != before:
+                break
             time.sleep(0.02)
         time.sleep(lucky.uniform(0, 0.3))
         process.kill()
