@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.domains.image_data import Rows
 from sfumato.errors import DataError, choose
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Rows):
     """A set of examples with their labels: what `Domain.read` gives.
 
     domain: theirs, complete. stored: (n, ...), or a dict of such arrays. labels: int64 (n,) in 0 .. classes - 1, or
@@ -174,45 +175,15 @@ class Examples:
         return len(self._first) if self.rows is None else len(self.rows)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
-        return self.domain.classes
-
-    @property
-    def targets(self) -> np.ndarray | None:
-        """The labels of these examples, int64 (n,), or None."""
-        return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
-
-    @property
     def raw(self) -> Stored:
         """What is stored of these examples, in their order."""
         return self.at(np.arange(len(self)))
-
-    def _rows(self, indices: Any) -> np.ndarray:
-        chosen = np.asarray(indices, dtype=np.int64)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise DataError(
-                f"indices run from {chosen.min()} to {chosen.max()}; there are {len(self)} examples"
-            )
-        return chosen if self.rows is None else self.rows[chosen]
 
     def at(self, indices: Any) -> Stored:
         """What is stored of the examples at `indices`."""
         rows = self._rows(indices)
         found = {name: leaf[rows] for name, leaf in self._leaves.items()}
         return found if isinstance(self.stored, Mapping) else found[""]
-
-    def take(self, indices: Any) -> Examples:
-        """The examples at `indices` as data of their own, without copying."""
-        return replace(self, rows=self._rows(indices))
-
-    def split(self, fraction: float, seed: int = 0) -> tuple[Examples, Examples]:
-        """(train, held): a random `fraction` held out, the same for the same count and seed; groups stay together."""
-        from sfumato.domains.image_data import split_rows
-
-        names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
-        kept, out = split_rows(len(self), fraction, seed, names)
-        return self.take(kept), self.take(out)
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
         """{"x": states (n, *shape), "condition": {"label": long (n,)}}; without labels no condition."""
@@ -224,13 +195,6 @@ class Examples:
     def tensor(self, indices: Any = None) -> Tensor:
         """States, (n, *shape); of all examples, or of those at `indices`."""
         return self.domain.encode(self.at(np.arange(len(self)) if indices is None else indices))
-
-    def counts(self) -> dict[str, int]:
-        """Examples of each class; empty without labels."""
-        if (labels := self.targets) is None:
-            return {}
-        found = np.bincount(labels, minlength=len(self.classes))
-        return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
 
     def sha256(self) -> str:
         """SHA-256 of what is trained on and its labels: the same data have the same, however kept."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -60,8 +60,62 @@ def split_rows(
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+class Rows:
+    """What a data set of rows answers alike, whatever is in a row: which are its own, and splits and counts of them.
+
+    A subclass has `domain`, `labels`, `groups` and `rows`, a length, and `what`, the name of its rows in messages.
+    """
+
+    what: ClassVar[str] = "examples"
+    domain: Any
+    labels: np.ndarray | None
+    groups: tuple[str, ...]
+    rows: np.ndarray | None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.domain.classes
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """The labels of these rows, int64 (n,), or None."""
+        return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
+
+    def _rows(self, indices: Any) -> np.ndarray:
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise DataError(
+                f"indices run from {chosen.min()} to {chosen.max()}; there are {len(self)} {self.what}"
+            )
+        return chosen if self.rows is None else self.rows[chosen]
+
+    def take(self, indices: Any) -> Self:
+        """The rows at `indices` as data of their own, without copying."""
+        return replace(self, rows=self._rows(indices))  # type: ignore[type-var]
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
+        """(train, held): a random `fraction` held out, the same for the same count and seed.
+
+        Where rows have groups, of the groups: no group is in both.
+        """
+        names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
+        kept, out = split_rows(len(self), fraction, seed, names)
+        return self.take(kept), self.take(out)
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each class; empty without labels."""
+        if (labels := self.targets) is None:
+            return {}
+        found = np.bincount(labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
+
+
 @dataclass(frozen=True)
-class ImageData:
+class ImageData(Rows):
     """Pictures of one size with their labels: what `Images.read` gives.
 
     domain: the `Images` they belong to, with size, channels and classes as found.
@@ -73,6 +127,7 @@ class ImageData:
     Raises DataError if these do not fit each other.
     """
 
+    what: ClassVar[str] = "pictures"
     domain: Images
     stored: np.ndarray
     labels: np.ndarray | None = None
@@ -112,20 +167,10 @@ class ImageData:
         return len(self.stored) if self.rows is None else len(self.rows)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
-        return self.domain.classes
-
-    @property
     def images(self) -> np.ndarray:
         """All pictures, uint8 (n, h, w, c), unaugmented: a view, or a copy if these data are part of others."""
         whole = self._middle(self.stored)
         return whole if self.rows is None else whole[self.rows]
-
-    @property
-    def targets(self) -> np.ndarray | None:
-        """The labels of `images`, int64 (n,), or None."""
-        return self.labels if self.labels is None or self.rows is None else self.labels[self.rows]
 
     def prompts(self, indices: Any = None) -> list[str]:
         """The plainest caption of each picture, or of those at `indices`; [] without captions."""
@@ -147,27 +192,6 @@ class ImageData:
         height, width = self.domain.shape[1:]
         y, x = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         return pixels[:, y : y + height, x : x + width]
-
-    def _rows(self, indices: Any) -> np.ndarray:
-        chosen = np.asarray(indices, dtype=np.int64)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise DataError(
-                f"indices run from {chosen.min()} to {chosen.max()}; there are {len(self)} pictures"
-            )
-        return chosen if self.rows is None else self.rows[chosen]
-
-    def take(self, indices: Any) -> ImageData:
-        """The pictures at `indices` as data of their own, without copying."""
-        return replace(self, rows=self._rows(indices))
-
-    def split(self, fraction: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-        """(train, held): a random `fraction` of the pictures held out, the same for the same count and seed.
-
-        Where pictures have groups, of the groups: no group is in both.
-        """
-        names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
-        kept, out = split_rows(len(self), fraction, seed, names)
-        return self.take(kept), self.take(out)
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
         """{"x": float32 (n, c, h, w) in [−1, 1], "condition": {"label": long (n,), "text": .., "text_mask": ..}}.
@@ -215,13 +239,6 @@ class ImageData:
         """Pictures, float32 (n, c, h, w) in [−1, 1], unaugmented; all of them, or those at `indices`."""
         rows = self._rows(np.arange(len(self)) if indices is None else indices)
         return self.domain.encode(self._middle(self.stored)[rows])
-
-    def counts(self) -> dict[str, int]:
-        """Pictures of each class; empty without labels."""
-        if (labels := self.targets) is None:
-            return {}
-        found = np.bincount(labels, minlength=len(self.classes))
-        return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
 
     def sha256(self) -> str:
         """SHA-256 of the pixels that are trained on and their labels: the same data have the same, however kept."""
