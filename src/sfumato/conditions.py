@@ -29,6 +29,7 @@ class Conditions:
 
     text: the record of the encoder that it was trained with (name, dim, limit, hash), None if it takes no text.
     image: of a model that enlarges pictures, what makes its slot of them (`cascade.Base.image`).
+    domain: of data that are no pictures, which may have conditions of its own (`Domain.asks`).
     words: learned ones, (tokens, dim) by name, that a prompt may have in angle brackets; see `personal.spoken`.
     """
 
@@ -36,12 +37,14 @@ class Conditions:
     free: bool = True
     text: Mapping[str, Any] | None = None
     words: Mapping[str, Tensor] = field(default_factory=dict)
+    domain: Any = None
     image: Callable[[Any, Noise], Tensor] | None = None
 
     @property
     def names(self) -> list[str]:
         """What may be asked for."""
-        return ["label"] * bool(self.classes) + ["text"] * (self.text is not None)
+        own = [] if self.domain is None else list(self.domain.asks)
+        return ["label"] * bool(self.classes) + ["text"] * (self.text is not None) + own
 
     @property
     def examples(self) -> list[str]:
@@ -71,14 +74,20 @@ class Conditions:
                 )
             shown = {"image": self.image(low, noise or Noise(0, count))}
             return shown | (replace(self, image=None).tensors(given, count) or {})
+        needed = {}
+        if self.domain is not None:
+            wanted = {name: given.pop(name) for name in self.domain.asks if name in given}
+            needed = self.domain.asked(wanted, noise or Noise(0, count))
         if not given:
+            if needed:
+                return needed
             if self.names and not self.free:
                 name = self.names[0]
                 raise BundleError(
                     f'this model was trained with a {name} always: give a condition={{"{name}": ...}}'
                 )
             return None
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = dict(needed)
         for name in given:
             choose(name, self.names, "condition", BundleError)
         if "label" in given:

@@ -92,7 +92,8 @@ class Model:
         if self.base is not None:
             image = partial(self.base.image, size=self.domain.shape[1:], process=self.denoiser.process)
         guidable = bool(self.info.get("guidable", True))
-        return Conditions(self.classes, guidable, self.info.get("text"), self.words, image)
+        own = None if isinstance(self.domain, Images) else self.domain
+        return Conditions(self.classes, guidable, self.info.get("text"), self.words, own, image)
 
     def completed(
         self, condition: Mapping[str, Any] | None, indices: Sequence[int], seed: int = 0, batch: int = 64

@@ -209,8 +209,15 @@ def thresholded(x0: Tensor, quantile: float) -> Tensor:
     return (x0 / fit(scale, x0)).clamp(-1, 1)
 
 
+STAY = ("image", "count", "spectrum")
+"""Slots that say what a sample is of, not what it should be like: guidance leaves them in both branches."""
+
+
 def nothing(condition: Condition, classes: int) -> dict[str, Tensor]:
-    """The same condition saying nothing: no label, no text. A picture that is enlarged stays: it is no wish."""
+    """The same condition saying nothing: no label, no text, no number.
+
+    A picture that is enlarged, how many points a sample has and a sound's spectrum stay: they are no wishes.
+    """
     empty: dict[str, Tensor] = {}
     for name, value in (condition or {}).items():
         if name == "label":
@@ -218,8 +225,10 @@ def nothing(condition: Condition, classes: int) -> dict[str, Tensor]:
         elif name == "text":
             empty[name] = torch.zeros_like(value)
             empty["text_mask"] = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
+        elif name == "numbers":
+            empty[name] = torch.full_like(value, float("nan"))
         else:
-            empty[name] = value if name == "image" else torch.zeros_like(value)
+            empty[name] = value if name in STAY else torch.zeros_like(value)
     return empty
 
 

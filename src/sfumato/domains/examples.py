@@ -52,6 +52,28 @@ class Domain:
         """The examples at a source. Raises DataError in one line for whatever is wrong with them."""
         raise NotImplementedError
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """What a network of these data is told besides their shape, such as {"numbers": 3} for a slot of its own."""
+        return {}
+
+    # -- what a model of these data may be asked for, besides a label -----------------------------------------------
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """Names that a condition may have: `model.sample(8, condition={name: ...})`."""
+        return ()
+
+    def told(self, stored: Stored) -> dict[str, Tensor]:
+        """What a network is told of examples in training, (n, ...) by slot."""
+        return {}
+
+    def asked(self, given: Mapping[str, Any], noise: Any) -> dict[str, Tensor]:
+        """What it is told in sampling, (n, ...) by slot, of what a user asks for by the names of `asks`.
+
+        noise: the draws of the n samples, for what is needed and was left open. Raises DataError for what cannot be.
+        """
+        return {}
+
     def encode(self, stored: Stored) -> Any:
         """States (n, *shape) of stored examples (n, ...)."""
         return torch.from_numpy(np.ascontiguousarray(stored))
@@ -186,11 +208,12 @@ class Examples(Rows):
         return found if isinstance(self.stored, Mapping) else found[""]
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
-        """{"x": states (n, *shape), "condition": {"label": long (n,)}}; without labels no condition."""
-        batch: dict[str, Any] = {"x": self.tensor(indices)}
+        """{"x": states (n, *shape), "condition": {"label": long (n,), slot: (n, ...)}}; with nothing to tell none."""
+        stored = self.at(indices)
+        condition = dict(self.domain.told(stored))
         if self.labels is not None:
-            batch["condition"] = {"label": torch.from_numpy(self.labels[self._rows(indices)])}
-        return batch
+            condition["label"] = torch.from_numpy(self.labels[self._rows(indices)])
+        return {"x": self.domain.encode(stored), **({"condition": condition} if condition else {})}
 
     def tensor(self, indices: Any = None) -> Tensor:
         """States, (n, *shape); of all examples, or of those at `indices`."""

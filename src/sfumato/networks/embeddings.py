@@ -64,13 +64,14 @@ class FourierFeatures(nn.Module):
 class Conditioning(nn.Module):
     """Turn (noise level, condition) into one global embedding and, with text, a sequence to attend to.
 
-        embedding = silu(W2 silu(W1 phi(c)) + label_table[y] + W3 mean(context))
+        embedding = silu(W2 silu(W1 phi(c)) + label_table[y] + W4 [known n, known] + W3 mean(context))
 
     Args:
         width: of the embedding, and of the context tokens.
         classes: number of labels; 0 means that there is no label slot.
         text_dim: width of the text tokens given; 0 means that there is no text slot.
         image_channels: channels of the image slot; 0 means that there is no image slot.
+        numbers: how many numbers (batch, numbers) the slot of that name holds, about the size of 1; NaN says nothing.
 
     `forward(noise_level, condition)` returns `(embedding, context, mask)` with shapes (batch, width),
     (batch, 1 + tokens, width) and (batch, 1 + tokens); the last two are None without a text slot. The
@@ -78,11 +79,20 @@ class Conditioning(nn.Module):
     Raises ValueError for a slot that this network does not have, or whose shape is wrong.
     """
 
-    def __init__(self, width: int, *, classes: int = 0, text_dim: int = 0, image_channels: int = 0) -> None:
+    def __init__(
+        self, width: int, *, classes: int = 0, text_dim: int = 0, image_channels: int = 0, numbers: int = 0
+    ) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("text_dim", text_dim), ("image_channels", image_channels)):
+        sizes = {
+            "classes": classes,
+            "text_dim": text_dim,
+            "image_channels": image_channels,
+            "numbers": numbers,
+        }
+        for name, value in sizes.items():
             if value < 0:
                 raise ValueError(f"{name} must be zero (no such slot) or positive, got {value}")
+        self.count = numbers
         self.classes, self.text_dim, self.image_channels = classes, text_dim, image_channels
         self.level = nn.Sequential(
             FourierFeatures(64), nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width)
@@ -93,7 +103,10 @@ class Conditioning(nn.Module):
             self.text_in = nn.Linear(text_dim, width)
             self.text_null = nn.Parameter(torch.randn(width))
             self.text_pool = nn.Linear(width, width)
+        if numbers:
+            self.numbers = nn.Linear(2 * numbers, width)
         allowed = {"label": classes, "text": text_dim, "text_mask": text_dim, "image": image_channels}
+        allowed["numbers"] = numbers
         self.slots = tuple(name for name, size in allowed.items() if size)
 
     def check(self, condition: Mapping[str, Tensor]) -> None:
@@ -102,7 +115,7 @@ class Conditioning(nn.Module):
             if name not in self.slots:
                 raise ValueError(
                     f"this network has no condition slot {name!r}; it has {list(self.slots) or 'none'} "
-                    "(set classes, text_dim or image_channels when building it)"
+                    "(set classes, text_dim, image_channels or numbers when building it)"
                 )
 
     def forward(
@@ -120,6 +133,18 @@ class Conditioning(nn.Module):
             elif label.shape != (batch,):
                 raise ValueError(f"condition 'label' must be ({batch},), got {tuple(label.shape)}")
             embedding = embedding + self.labels(label)
+        if self.count:
+            told = condition.get("numbers")
+            if told is None:
+                told = embedding.new_full((batch, self.count), float("nan"))
+            if told.shape != (batch, self.count):
+                raise ValueError(
+                    f"condition 'numbers' must be ({batch}, {self.count}), got {tuple(told.shape)}"
+                )
+            known = told.isfinite()
+            embedding = embedding + self.numbers(
+                torch.cat([told.where(known, 0.0).to(embedding.dtype), known.to(embedding.dtype)], 1)
+            )
         if not self.text_dim:
             return F.silu(embedding), None, None
         context, mask = self._context(batch, condition)

@@ -28,7 +28,7 @@ class Transformer(nn.Module):
         symbols: how many states a symbol has; x is int64 (batch, length). 0: x is (batch, length, in_channels).
         outputs: numbers answered for each position (default: in_channels).
         width, depth, head, expansion: of the blocks. ordered: whether positions have an order.
-        embedding: width of the global embedding. classes, text_dim: the condition's slots, see `Conditioning`.
+        embedding: width of the global embedding. classes, text_dim, numbers: the condition's slots, see `Conditioning`.
         dropout: probability, inside blocks. checkpointing: recompute blocks in the backward pass.
 
     Raises ValueError for impossible arguments and for an x of another shape.
@@ -51,6 +51,7 @@ class Transformer(nn.Module):
         embedding: int = 128,
         classes: int = 0,
         text_dim: int = 0,
+        numbers: int = 0,
         dropout: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -63,7 +64,7 @@ class Transformer(nn.Module):
         self.config: dict[str, Any] = {**config, "outputs": outputs}
         self.length, self.symbols, self.in_channels = length, symbols, in_channels
         self.checkpointing = checkpointing
-        self.conditioning = Conditioning(embedding, classes=classes, text_dim=text_dim)
+        self.conditioning = Conditioning(embedding, classes=classes, text_dim=text_dim, numbers=numbers)
         self.enter: nn.Module = nn.Embedding(symbols, width) if symbols else nn.Linear(in_channels, width)
         table = sincos_positions(1, length, width)[None] if ordered else torch.zeros(1, 1, width)
         self.position = nn.Parameter(table)

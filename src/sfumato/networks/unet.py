@@ -128,7 +128,7 @@ class UNet(nn.Module):
         attention: the levels that attend, e.g. `(1,)`; with text the last one always does.
         head: channels of one attention head.
         embedding: width of the global embedding.
-        classes, text_dim, image_channels: the condition's slots, see `Conditioning`; 0 means none.
+        classes, text_dim, image_channels, numbers: the condition's slots, see `Conditioning`; 0 means none.
         dropout: probability, inside residual blocks.
         checkpointing: recompute each block in the backward pass instead of storing it: less memory, the
             same gradients, about a third more time.
@@ -156,6 +156,7 @@ class UNet(nn.Module):
         embedding: int = 128,
         classes: int = 0,
         text_dim: int = 0,
+        numbers: int = 0,
         image_channels: int = 0,
         dropout: float = 0.0,
         checkpointing: bool = False,
@@ -196,7 +197,7 @@ class UNet(nn.Module):
         # (left, right, top, bottom), as torch's `pad` wants it
         self.padding = (0, -breadth % stride, 0, -height % stride)
         self.conditioning = Conditioning(
-            embedding, classes=classes, text_dim=text_dim, image_channels=image_channels
+            embedding, classes=classes, text_dim=text_dim, image_channels=image_channels, numbers=numbers
         )
         widths = [width * multiplier for multiplier in multipliers]
         last = len(widths) - 1

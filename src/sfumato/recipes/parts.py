@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import RecipeError
-from ..processes import build_process
+from ..networks import KINDS
+from ..processes import Categorical, build_process
 from .recipe import Recipe
 
 
@@ -43,6 +45,28 @@ def process_of(recipe: Recipe, domain: Any, shown: Any) -> Any:
             return build_process(config.kind, schedule=schedule, law=config.law, symbols=symbols)
         sigma_data = config.sigma_data or root_mean_square(shown)
         return build_process(config.kind, schedule=schedule, sigma_data=sigma_data)
+
+
+def network_settings(
+    recipe: Recipe, domain: Any, process: Any, state: Sequence[int], classes: int
+) -> dict[str, Any]:
+    """What of a network follows from its data: the shape of a state, in the words of its kind, and what it is asked by.
+
+    Networks of a `length` take positions of symbols or of numbers, those of a `size` channels of a picture.
+    """
+    takes = inspect.signature(KINDS[recipe.network.kind]).parameters
+    shape = process.state_shape(tuple(state))
+    settings: dict[str, Any] = {"classes": classes} if "classes" in takes else {}
+    if isinstance(process, Categorical):
+        settings |= {"length": shape[0], "symbols": process.states, "outputs": process.symbols}
+    elif "length" in takes:
+        settings |= {"length": shape[0], "in_channels": shape[1] if len(shape) > 1 else 1}
+    else:
+        settings |= {"in_channels": shape[0], "size": list(shape[1:])}
+        outputs = state[0] * (2 if recipe.denoiser.learned_variance else 1)
+        if outputs != shape[0]:
+            settings["out_channels"] = outputs
+    return settings | dict(getattr(domain, "network", {}))
 
 
 def root_mean_square(data: Any) -> float:

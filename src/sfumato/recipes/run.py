@@ -47,7 +47,7 @@ from .codec import (
     with_latents,
     write_codec,
 )
-from .parts import check_features, process_of, section
+from .parts import check_features, network_settings, process_of, section
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -144,22 +144,11 @@ def set_up(
         if not isinstance(process, Gaussian):
             raise RecipeError("a model that enlarges has a gaussian process: leave process.kind out")
         shown = Pairs(data, base.shape[1:], process, recipe.cascade.most)
-    channels = process.state_shape(state)[0]
-    settings = {"in_channels": channels, "size": list(state[1:]), "classes": classes}
-    if discrete:
-        settings = {
-            "length": state[0],
-            "symbols": process.states,
-            "outputs": process.symbols,
-            "classes": classes,
-        }
+    settings = network_settings(recipe, domain, process, state, classes)
     if data.texts is not None:
         settings["text_dim"] = data.texts.encoder["dim"]
     if base is not None:
         settings["image_channels"] = domain.shape[0] + 1
-    outputs = state[0] * (2 if recipe.denoiser.learned_variance else 1)
-    if outputs != channels and not discrete:
-        settings["out_channels"] = outputs
     classifies = recipe.objective.kind == "classifier"
     if classifies != (recipe.network.kind == "classifier") or (classifies and classes < 2):
         raise RecipeError(
