@@ -38,14 +38,14 @@ from safetensors.torch import load as load_safetensors
 from . import __version__
 from .cascade import Base
 from .codec import IDENTITY, LatentCodec
-from .denoisers import CategoricalDenoiser, Classifier, Denoiser
+from .denoisers import CategoricalDenoiser, Classifier, Denoiser, JointDenoiser
 from .domains import build_domain
 from .domains.images import Images
 from .errors import BundleError, RunError, SfumatoError
 from .files import folder_atomically, opened, reason, write_json
 from .model import Model, Sampling
 from .networks import AutoEncoder, build
-from .processes import Categorical, build_process
+from .processes import Categorical, Joint, build_process
 from .solvers import Tuned
 from .solvers.tuning import Tuning
 from .training.tensors import write_safetensors
@@ -253,6 +253,8 @@ def load(folder: str | Path) -> Model:
                 denoiser = Classifier(network, process)
             elif isinstance(process, Categorical):
                 denoiser = CategoricalDenoiser(network, process, said["parameterisation"])
+            elif isinstance(process, Joint):
+                denoiser = JointDenoiser(network, process, said["parameterisation"])
             else:
                 denoiser = Denoiser(network, process, **said)
         model = Model(

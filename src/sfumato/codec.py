@@ -8,7 +8,7 @@ deviation 1 in every channel over the data it was trained on, since the scale is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,8 +33,8 @@ class Codec(Protocol):
 class IdentityCodec:
     """The codec of a model that makes pictures themselves."""
 
-    def shape(self, picture: Sequence[int]) -> tuple[int, ...]:
-        return tuple(picture)
+    def shape(self, picture: Any) -> Any:
+        return picture if isinstance(picture, Mapping) else tuple(picture)
 
     def encode(self, x: Tensor) -> Tensor:
         return x

@@ -13,14 +13,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .cascade import Base
 from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
 from .conditions import Conditions
-from .denoisers import Classifier, ClassifierFree, Denoiser, Denoises, Guidance, build_guidance
+from .denoisers import (
+    Classifier,
+    ClassifierFree,
+    Denoiser,
+    Denoises,
+    Guidance,
+    JointDenoiser,
+    build_guidance,
+)
 from .domains.images import Images
+from .drawing import draw, joined
 from .errors import BundleError, SolverError
 from .noise import Noise
 from .personal import Adapter, check_made_for, merge
@@ -40,8 +48,6 @@ from .solvers import (
     Unfinished,
     log_likelihood,
     noisiest,
-    sample,
-    sample_from,
     steps_within,
 )
 from .solvers.tuning import Effort, Progress, Tuning, tune
@@ -110,7 +116,7 @@ class Model:
                 "this is a classifier of noisy data and draws nothing: let it guide another model"
             )
         guidance = build_guidance(guidance)
-        if guidance == 1:
+        if guidance == 1 or isinstance(self.denoiser, JointDenoiser):  # between leaves it is the sampler's
             return self.denoiser
         if not self.conditions.names:
             raise BundleError("this model knows no labels, so there is nothing to guide by: use guidance 1")
@@ -327,7 +333,6 @@ class Model:
                 f"to start from, {len(chosen)} samples need {(len(chosen), *self.domain.shape)}, "
                 f"not {tuple(start[0].shape)}"
             )
-        levels = plan.grid.levels(self.denoiser.process, plan.steps)
         denoiser = self.guided(plan.guidance)
         denoiser = denoiser if around is None else around(denoiser)
         given = self.conditions.tensors(condition, len(chosen), whole)
@@ -337,24 +342,17 @@ class Model:
         drawn = []
         for k, begin in enumerate(chunks):
             part = slice(begin, begin + batch)
-            settings: dict[str, Any] = {
-                "solver": plan.solver,
-                "levels": levels,
-                "condition": given
-                and {name: value[part].to(weights.device) for name, value in given.items()},
-                "callback": _counted(callback, k, len(chunks)),
-            }
+            own = given and {name: value[part].to(weights.device) for name, value in given.items()}
+            since = None if start is None else self.codec.encode(start[0][part].to(weights))
+            told = _counted(callback, k, len(chunks))
+            settings = {"condition": own, "start": since, "like": weights, "callback": told}
             try:
-                if start is None:
-                    made = sample(denoiser, noises[k], self.latent_shape, like=weights, **settings)
-                else:
-                    given_x = self.codec.encode(start[0][part].to(weights))
-                    made = sample_from(denoiser, given_x, noises[k], **settings)
+                made = draw(denoiser, noises[k], self.latent_shape, plan, **settings)
                 drawn.append(self.codec.decode(made))
             except SolverError as error:
                 own = error if isinstance(error, Unfinished) else Unfinished(str(error), (), weights)
                 kept = (
-                    torch.cat([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
+                    joined([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
                     if begin or own.finished
                     else None
                 )
@@ -362,7 +360,7 @@ class Model:
                     raise
                 said = f"{error}; {len(kept)} of {len(chosen)} samples were finished"
                 raise Unfinished(said, (*chosen[:begin], *own.finished), kept) from error
-        return torch.cat(drawn)
+        return joined(drawn)
 
     def log_likelihood(
         self,

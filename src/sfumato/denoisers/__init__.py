@@ -5,7 +5,7 @@ from .classifier import Classifier
 from .classifier_free import ClassifierFree
 from .denoiser import Condition, Denoiser, Denoises, check_denoiser
 from .guidance import Guidance, build_guidance, nothing
-from .joint import JointDenoiser, LabelledMixture
+from .joint import JointDenoiser, LabelledMixture, LeafGuided
 from .mixture import GaussianMixture
 from .phase import InPhase
 from .score_guidance import ScoreGuided
@@ -22,6 +22,7 @@ __all__ = [
     "InPhase",
     "JointDenoiser",
     "LabelledMixture",
+    "LeafGuided",
     "ScoreGuided",
     "SequenceTable",
     "build_guidance",

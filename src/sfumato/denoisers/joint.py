@@ -18,16 +18,17 @@ x_0 given a label is a Gaussian, the label given x_0 the mixture's responsibilit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SolverError, choose
-from ..processes import CLEAN, Categorical, CategoricalPrediction, Gaussian, Joint
+from ..processes import CLEAN, Categorical, CategoricalPrediction, Gaussian, Joint, Level
 from ..processes.categorical import IMPOSSIBLE
 from . import categorical
-from .denoiser import Condition, answered, noise_level
+from .denoiser import Condition, answered, noise_level, rows
 from .mixture import GaussianMixture
 
 
@@ -40,6 +41,8 @@ class JointDenoiser(nn.Module):
     Raises SolverError for another process, an unknown leaf or row, or outputs of wrong shapes or names.
     """
 
+    learned_variance = False
+
     def __init__(
         self, network: nn.Module, process: Joint, parameterisations: Mapping[str, str] | None = None
     ):
@@ -49,7 +52,7 @@ class JointDenoiser(nn.Module):
         rows = dict(parameterisations or {})
         for name, row in rows.items():
             choose(row, process[name].names, f"parameterisation of the leaf {name!r}", SolverError)
-        self.network, self.process, self.parameterisations = network, process, rows
+        self.network, self.process, self.parameterisation = network, process, rows
 
     def forward(self, x_t: Mapping[str, Tensor], t: Any, condition: Condition = None) -> dict[str, Any]:
         levels, state, told = self.process.level(t), {}, {}
@@ -63,12 +66,54 @@ class JointDenoiser(nn.Module):
         for name, process in self.process.processes.items():
             x, level = x_t[name], levels[name]
             if isinstance(process, Gaussian):
-                row = self.parameterisations.get(name, "v")
+                row = self.parameterisation.get(name, "v")
                 said[name] = answered(process, row, out[name], (x, x), level)
             else:
-                row = self.parameterisations.get(name, "evidence")
+                row = self.parameterisation.get(name, "evidence")
                 said[name] = categorical.answered(process, row, out[name], x, level)
         return said
+
+
+class LeafGuided(nn.Module):
+    """Guidance between leaves: what the given ones say, weighed against what is said without them.
+
+        x0_w = x0(without) + weight (x0(with) - x0(without)),       of log-chances for symbols
+
+    `without` is the same state with the given leaves at t = 1, which says that they are absent: no token for nothing
+    is needed, nor dropping in training. Both are rows of one call. nothing: {given leaf: its noise (batch, ...)}.
+    Raises SolverError for an unknown leaf, or where the result is not finite.
+    """
+
+    guides = True
+
+    def __init__(self, denoiser: Any, weight: float, nothing: Mapping[str, Tensor]):
+        super().__init__()
+        for name in nothing:
+            _ = denoiser.process[name]
+        self.denoiser, self.weight, self.nothing = denoiser, weight, dict(nothing)
+        self.process = denoiser.process
+
+    def forward(self, x_t: Mapping[str, Tensor], t: Any, condition: Condition = None) -> dict[str, Any]:
+        levels = self.process.level(t)
+        states, both = {}, {}
+        for name, x in x_t.items():
+            other = self.nothing.get(name, x)
+            away = self.process[name].level(1.0) if name in self.nothing else levels[name]
+            states[name] = torch.cat([x, other])
+            pairs = zip(rows(levels[name], x), rows(away, x), strict=True)
+            both[name] = Level(*(torch.cat(pair) for pair in pairs))
+        doubled = condition and {name: torch.cat([value, value]) for name, value in condition.items()}
+        said, out = self.denoiser(states, both, doubled), {}
+        for name, prediction in said.items():
+            count = len(x_t[name])
+            own, base = prediction.value[:count], prediction.value[count:]
+            value = base + self.weight * (own - base)
+            if not bool(value.isfinite().all()):
+                raise SolverError(
+                    f"guidance {self.weight:g} overflows in the leaf {name!r}: give a smaller one"
+                )
+            out[name] = replace(prediction, value=value, x_t=x_t[name], level=levels[name])
+        return out
 
 
 class LabelledMixture(nn.Module):

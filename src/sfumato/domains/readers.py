@@ -43,9 +43,9 @@ def open_source(source: Source, classes: Sequence[str] = ()) -> Found:
 
         found = sources.open_named(source)
     elif source.hub is not None:
-        from sfumato.domains import tables
+        from sfumato.domains import picture_tables
 
-        found = tables.open_hub(source.hub, source.split)
+        found = picture_tables.open_hub(source.hub, source.split)
     else:
         found = open_path(
             Path(str(source.path)).expanduser(),
@@ -189,9 +189,9 @@ def file_key(files: Sequence[Path], root: Path) -> str:
 
 
 def _parquet(path: Path, files: list[Path]) -> Found:
-    from sfumato.domains import tables  # what it needs is an extra
+    from sfumato.domains import picture_tables  # what it needs is an extra
 
-    return tables.open_parquet(path, files, file_key(files, path if path.is_dir() else path.parent))
+    return picture_tables.open_parquet(path, files, file_key(files, path if path.is_dir() else path.parent))
 
 
 def _idx_folder(path: Path, split: str) -> Found:

@@ -7,6 +7,8 @@ refused by its name, wanted or not.
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -19,17 +21,21 @@ MOST_FILES, MOST_BYTES = 100_000, 1 << 30
 """Files that an archive may hold, and bytes that may be read out of it."""
 
 
-def read_members(path: Path, wanted: Callable[[str], bool], most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
+def read_members(
+    path: Path | bytes, wanted: Callable[[str], bool], most_bytes: int = MOST_BYTES
+) -> dict[str, bytes]:
     """name -> content of the files in a tarball (gzipped or not) whose names are wanted, in their order there.
 
-    Raises DataError for a name that is absolute or leads upwards, a link, a device, a file that is there twice, more
+    path: also the bytes of a gzipped one, which another held. Raises DataError for a name that is absolute or leads upwards, a link, a device, a file that is there twice, more
     than `MOST_FILES` files or `most_bytes` wanted bytes, and for a damaged archive.
     """
     found: dict[str, bytes] = {}
     names: set[str] = set()
     total = 0
     try:
-        with open_content(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
+        opened = gzip.open(io.BytesIO(path)) if isinstance(path, bytes) else open_content(path)
+        path = "the archive within" if isinstance(path, bytes) else path
+        with opened as content, tarfile.open(fileobj=content, mode="r|") as archive:
             for member in archive:
                 name = member.name
                 if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:

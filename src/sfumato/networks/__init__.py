@@ -19,6 +19,7 @@ from .autoencoder import AutoEncoder, PatchCritic, RandomFeatures
 from .classifier import NoiseClassifier
 from .dit import DiT
 from .embeddings import Conditioning, FourierFeatures
+from .joint import JointTransformer
 from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
@@ -29,6 +30,7 @@ __all__ = [
     "Conditioning",
     "DiT",
     "FourierFeatures",
+    "JointTransformer",
     "NoiseClassifier",
     "PatchCritic",
     "RandomFeatures",
@@ -45,6 +47,7 @@ __all__ = [
 KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
+    "joint": JointTransformer,
     "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,

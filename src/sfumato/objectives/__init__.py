@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import RecipeError, choose
-from ..processes import Categorical, Langevin
+from ..processes import Categorical, Joint, Langevin
 from .autoencoding import Apprentice, Autoencoding
 from .bound import Bound, Hybrid, discretised_log_likelihood, gaussian_kl
 from .categorical import CategoricalBound
 from .classification import Classification
 from .denoising import Batch, Denoising, Objective, drop_condition
+from .joint import JointDenoising
 from .phase import PhaseScoreMatching
 from .score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from .times import TIMES, LogitNormal, LogNormal, Times, Uniform, build_times
@@ -39,6 +41,7 @@ __all__ = [
     "EDMWeighting",
     "Hybrid",
     "ImplicitScoreMatching",
+    "JointDenoising",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
@@ -69,14 +72,18 @@ def build_objective(
     classes: int = 0,
     steps: int = 1000,
     projections: int = 1,
+    given: Sequence[str] = (),
 ) -> Objective:
     """An objective from the values a recipe writes: denoising, hybrid, bound, sliced, implicit; for cld hsm, dsm.
 
     And classifier, for a network that says which class noisy data are of; for symbols categorical, the bound in
-    continuous time, and categorical-steps, that of a chain of so many steps.
+    continuous time, and categorical-steps, that of a chain of so many steps; for joint states joint, `given` some
+    leaves or none.
     """
     kinds = ["denoising", "hybrid", "bound", "sliced", "implicit", "hsm", "dsm", "classifier"]
-    choose(kind, [*kinds, "categorical", "categorical-steps"], "objective")
+    choose(kind, [*kinds, "categorical", "categorical-steps", "joint"], "objective")
+    if given and kind != "joint":
+        raise RecipeError("leaves are given in an objective of kind 'joint' only")
     if kind.startswith("categorical"):
         return CategoricalBound(None if kind == "categorical" else steps, drop, classes if drop else 0)
     if kind == "classifier":
@@ -88,6 +95,8 @@ def build_objective(
         drop,
         classes if drop else 0,
     )
+    if kind == "joint":
+        return JointDenoising(*shared, given=tuple(given))
     if phase:
         return PhaseScoreMatching(*shared, hybrid=kind == "hsm")
     if kind == "sliced":
@@ -102,6 +111,11 @@ def build_objective(
 
 def check_trains(objective: Objective, process: Any) -> None:
     """Raise RecipeError unless the objective is one for this kind of process."""
+    if isinstance(objective, JointDenoising) != isinstance(process, Joint):
+        raise RecipeError("a joint process is trained by 'joint', and no other process is")
+    if isinstance(objective, JointDenoising):
+        objective.check(process)
+        return
     if isinstance(objective, CategoricalBound) != isinstance(process, Categorical):
         raise RecipeError(
             "a categorical process is trained by 'categorical' or 'categorical-steps', and no other process is"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import RecipeError
 from ..networks import KINDS
-from ..processes import Categorical, build_process
+from ..processes import Categorical, Joint, build_process
 from .recipe import Recipe
 
 
@@ -37,7 +37,21 @@ def process_of(recipe: Recipe, domain: Any, shown: Any) -> Any:
     """The process of a recipe: its kind, its schedule, and what follows from the data."""
     config, schedule = recipe.process, dict(recipe.process.schedule)
     with section("process"):
-        symbols = getattr(domain, "symbols", None)
+        symbols: Any = getattr(domain, "symbols", None)
+        leaves = isinstance(domain.shape, Mapping)
+        if (config.kind == "joint") != leaves:
+            are = "several leaves" if leaves else "one leaf"
+            raise ValueError(f"{domain.name} have {are}, and a process of kind {config.kind!r} is for others")
+        if leaves:
+            sizes = {} if config.sigma_data else _sizes(shown)
+            processes: dict[str, dict[str, Any]] = {}
+            for name in domain.shape:
+                if name in symbols:
+                    own: dict[str, Any] = {"kind": "categorical", "law": config.law, "symbols": symbols[name]}
+                else:
+                    own = {"kind": "gaussian", "sigma_data": config.sigma_data or sizes[name]}
+                processes[name] = {**own, "schedule": schedule}
+            return build_process("joint", processes=processes)
         if (config.kind == "categorical") != (symbols is not None):
             are = "numbers" if symbols is None else "symbols"
             raise ValueError(f"{domain.name} are {are}, and a process of kind {config.kind!r} is for others")
@@ -55,6 +69,17 @@ def network_settings(
     Networks of a `length` take positions of symbols or of numbers, those of a `size` channels of a picture.
     """
     takes = inspect.signature(KINDS[recipe.network.kind]).parameters
+    if isinstance(process, Joint) != ("leaves" in takes):
+        raise RecipeError("network.kind = 'joint' is for data of several leaves, and no other network is")
+    if isinstance(process, Joint):
+        shapes = process.state_shape(domain.shape)
+        leaves: dict[str, dict[str, Any]] = {name: {"shape": list(shape)} for name, shape in shapes.items()}
+        for name, leaf in process.processes.items():
+            if isinstance(leaf, Categorical):
+                leaves[name] |= {"symbols": leaf.states, "outputs": leaf.symbols}
+        for name, own in dict(getattr(domain, "network", {})).items():
+            leaves[name] |= own
+        return {"leaves": leaves, "classes": classes}
     shape = process.state_shape(tuple(state))
     settings: dict[str, Any] = {"classes": classes} if "classes" in takes else {}
     if isinstance(process, Categorical):
@@ -67,6 +92,16 @@ def network_settings(
         if outputs != shape[0]:
             settings["out_channels"] = outputs
     return settings | dict(getattr(domain, "network", {}))
+
+
+def _sizes(data: Any) -> dict[str, float]:
+    """The size of each leaf that is numbers, over at most 10,000 examples and what of them was recorded."""
+    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
+    found = {}
+    for name, x in data.tensor(rows).items():
+        known = x[x.isfinite()] if x.is_floating_point() else x[:0]
+        found[name] = max(round(float(known.square().mean().sqrt()), 3), 1e-3) if len(known) else 1.0
+    return found
 
 
 def root_mean_square(data: Any) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,19 @@ from .. import bundle
 from ..cascade import Base
 from ..codec import IDENTITY, Codec, LatentCodec
 from ..conditions import spread_labels
-from ..denoisers import CategoricalDenoiser, Classifier, Denoiser, build_guidance
+from ..denoisers import CategoricalDenoiser, Classifier, Denoiser, JointDenoiser, build_guidance
 from ..domains import build_domain
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
+from ..drawing import leaf_solvers
 from ..errors import BundleError, DataError, RecipeError, RunError
 from ..files import write_atomically
 from ..model import Model, Sampling
 from ..networks import build
 from ..objectives import Objective, build_objective, check_trains
-from ..processes import Categorical, Gaussian
+from ..processes import Categorical, Gaussian, Joint
 from ..solvers import build_grid, build_solver, check_served
+from ..solvers.joint import check_paths
 from ..training import Callback, Interrupted, Trainer, TrainingResult
 from ..training.ema import profiles_of
 from . import card
@@ -138,7 +140,6 @@ def set_up(
     state = codec.shape(domain.shape)
     shown = with_latents(data, codec)
     process = process_of(recipe, domain, shown)
-    discrete = isinstance(process, Categorical)
     base = base_of(recipe, out)
     if base is not None:
         if not isinstance(process, Gaussian):
@@ -166,7 +167,9 @@ def set_up(
             Classifier(network, process)
             if classifies
             else CategoricalDenoiser(network, process)
-            if discrete
+            if isinstance(process, Categorical)
+            else JointDenoiser(network, process, _rows(recipe, process))
+            if isinstance(process, Joint)
             else Denoiser(network, process, **recipe.denoiser.model_dump())
         )
     with section("objective"):
@@ -186,8 +189,13 @@ def set_up(
             build_guidance(plan.guidance),
         )
         # what cannot serve fails now, not after the training
-        check_served(sampling.solver, process)
-        sampling.grid.levels(process, sampling.steps)
+        if isinstance(process, Joint):
+            leaves: dict[str, Any] = dict(process.processes)
+            paths = {name: sampling.grid.levels(own, sampling.steps) for name, own in leaves.items()}
+            check_paths(process, leaf_solvers(process, sampling), paths)
+        else:
+            check_served(sampling.solver, process)
+            sampling.grid.levels(process, sampling.steps)  # type: ignore[arg-type]
         parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling, codec, shown, base)
         if not classifies:
             parts.model().guided(sampling.guidance)
@@ -370,4 +378,12 @@ def _preview(parts: Experiment, denoiser: nn.Module, out: Path, images: int) -> 
 
 
 def _size(domain: Images) -> str:
+    if isinstance(domain.shape, Mapping):
+        return f"{len(domain.shape)} leaves"
     return "×".join(map(str, (*domain.shape[1:], domain.shape[0])))
+
+
+def _rows(recipe: Recipe, process: Joint) -> dict[str, str]:
+    """The row that is predicted of each leaf that is numbers."""
+    numbers = [name for name, leaf in process.processes.items() if isinstance(leaf, Gaussian)]
+    return dict.fromkeys(numbers, recipe.denoiser.parameterisation)

@@ -72,9 +72,10 @@ class CascadeConfig(Section):
 class ProcessConfig(Section):
     """[process]: its kind and schedule, and the standard deviation of the data (None: measured on the training set)."""
 
-    kind: Literal["gaussian", "cld", "categorical"] = "gaussian"
+    kind: Literal["gaussian", "cld", "categorical", "joint"] = "gaussian"
+    """"joint" gives each leaf of the data its own: categorical for symbols, gaussian for numbers."""
     law: Literal["masked", "uniform"] = "masked"
-    """Of "categorical": by what symbols are replaced."""
+    """Of "categorical", and of the symbols of "joint": by what they are replaced."""
     schedule: dict[str, Any] = {"kind": "flow"}
     """For "cld": its beta, mass and gamma."""
     sigma_data: Annotated[float, Field(gt=0)] | None = None
@@ -91,7 +92,7 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit", "transformer", "classifier", "autoencoder"] = "unet"
+    kind: Literal["unet", "dit", "transformer", "joint", "classifier", "autoencoder"] = "unet"
 
 
 class DenoiserConfig(Section):
@@ -129,6 +130,7 @@ class ObjectiveConfig(Section):
         "autoencoder",
         "categorical",
         "categorical-steps",
+        "joint",
     ] = "denoising"
     weighting: dict[str, Any] = {"kind": "plain", "space": "velocity"}
     times: dict[str, Any] = {"kind": "uniform"}
@@ -138,6 +140,8 @@ class ObjectiveConfig(Section):
     """Steps of the chain that the bound is about."""
     projections: Annotated[int, Field(ge=1)] = 1
     """Random directions an example that sliced score matching looks along."""
+    given: tuple[str, ...] = ()
+    """Of "joint": leaves that are clean in every example, of a model that only ever draws the others."""
     losses: LossesConfig = LossesConfig()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers import Condition
+from ..denoisers import Condition, LeafGuided
 from ..errors import SolverError
 from ..noise import Keyed
 from ..processes import CLEAN, Categorical, Joint, Level
@@ -112,7 +112,7 @@ def _told(x: Tensor, t: Level, said: Any) -> Denoise:
 
 
 @torch.no_grad()
-def sample_joint(
+def sample_joint(  # noqa: PLR0913 (what a sample depends on)
     denoiser: Any,
     noise: Keyed,
     shapes: Mapping[str, Sequence[int]],
@@ -123,13 +123,16 @@ def sample_joint(
     given: Mapping[str, Tensor] | None = None,
     absent: Collection[str] = (),
     condition: Condition = None,
+    guidance: float = 1.0,
     like: Tensor | None = None,
+    callback: Callable[[int, int, dict[str, Tensor], Any], None] | None = None,
 ) -> dict[str, Tensor]:
     """Draw any leaves given any others, the rest left out: {leaf: (len(noise.indices), *shape)}, but of absent ones.
 
     shapes: of leaves that are not given. solvers: one a leaf, else `Ancestral` for symbols and `DDIM` for numbers.
     grid: the levels of each moved leaf under its own process, uniform in time without one. given: leaves held at
-    t = 0, absent: leaves held at t = 1. Raises SolverError for a leaf that is unknown, held twice or has no shape.
+    t = 0, absent: leaves held at t = 1. guidance: the weight of what the given leaves say, 1 being plain; see
+    `denoisers.LeafGuided`. Raises SolverError for a leaf that is unknown, held twice or has no shape.
     """
     process: Joint = denoiser.process
     given, grid, count = dict(given or {}), grid or UniformGrid(), len(noise.indices)
@@ -154,5 +157,8 @@ def sample_joint(
         own[name] = (solvers or {}).get(name, usual)
     like_state = {name: base.new_empty(count, *process[name].state_shape(shapes[name])) for name in own}
     start = process.prior(like_state, noise.at(0), {name: paths[name][0] for name in own})
-    end = integrate_joint(denoiser, own, paths, {**start, **given}, noise, condition)
+    if guidance != 1 and given:
+        nothing = process.prior(given, noise.at(0), {name: process[name].level(1.0) for name in given})
+        denoiser = LeafGuided(denoiser, guidance, nothing)
+    end = integrate_joint(denoiser, own, paths, {**start, **given}, noise, condition, callback)
     return {name: leaf for name, leaf in end.items() if name not in absent}

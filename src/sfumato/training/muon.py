@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import RunError
 
-APART = {"stem", "out", "position", "conditioning", "modulation"}
+APART = {"stem", "out", "position", "position_level", "leaves", "conditioning", "modulation"}
 """Parts of a network (the name's first part after "network.") that are AdamW's, as is any "modulation"
 within."""
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -1,0 +1,356 @@
+"""Tables: rows of numbers and categories, some of them missing, with any columns given.
+
+Every column is a leaf of a joint state (`processes.joint`) with a time of its own, so that one model draws whole rows,
+rows with any columns given, and fills in what is missing. A cell that was not recorded is left at t = 1 in training:
+nothing is made up, and no row is lost.
+
+    category   one of its values         a symbol, (n, 1)
+    number     z = Phi^-1(F(x))          a number,  (n, 1, 1), F the column's own distribution
+
+F is kept as quantiles, and F(x) of a value that comes often is the middle of its step. Back again F^-1 is read off the
+same quantiles, so a value of great mass (a nought, a round price) is met exactly, and nothing outside the range of the
+data is ever drawn. Numbers that are whole, or have so many decimals, are written as such.
+
+What is a number is decided by the data: a column all of whose cells are numbers, and more than `few` different ones.
+A column of one value is no leaf: it is written as it is. One that is missing throughout is left out and named.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.records import LARGEST
+from sfumato.domains.source import Source
+from sfumato.errors import DataError, MissingExtra, choose
+from sfumato.files import write_atomically
+
+MISSING = ("", "na", "nan", "null", "none", "?")
+QUANTILES, MOST_COLUMNS, MOST_VALUES = 513, 256, 1000
+_FAR = 3.0  # Phi^-1 of the ends of F, which is where values beyond the data are put
+
+
+@dataclass(frozen=True)
+class Table(Domain):
+    """Rows of a table, states {column: int64 (n, 1) or float32 (n, 1, 1)}.
+
+    columns: what each is, as `read` finds it: {"name", "kind": "number", "quantiles", "decimals"}, or {"name", "kind":
+    "category", "values"}, or {"name", "kind": "constant", "value"}. categories: columns that are none of numbers. drop:
+    columns to leave out. few: so many different numbers at most are a category. target: the column that judges
+    predict. Raises DataError for a column that is not there, or twice.
+    """
+
+    name: ClassVar[str] = "table"
+    suffix: ClassVar[str] = "csv"
+    sources: ClassVar[bool] = True
+    together: ClassVar[bool] = True
+    columns: tuple[Mapping[str, Any], ...] = ()
+    categories: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    few: int = 12
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("columns", "categories", "drop", "classes"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        names = [column["name"] for column in self.columns]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise DataError(f"the column {twice[0]!r} comes twice")
+        if names and self.target is not None:
+            choose(self.target, self.leaves, "target column", DataError)
+
+    @property
+    def leaves(self) -> dict[str, Mapping[str, Any]]:
+        """The columns that are drawn, by name."""
+        return {column["name"]: column for column in self.columns if column["kind"] != "constant"}
+
+    @property
+    def shape(self) -> Any:
+        """{column: (1,) of a category, (1, 1) of a number}. Raises DataError while they are left to data."""
+        if not self.columns:
+            raise DataError("the columns are taken from the data: read them first")
+        return {
+            name: (1,) if column["kind"] == "category" else (1, 1) for name, column in self.leaves.items()
+        }
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """How many values each category has, two at least."""
+        return {
+            name: max(len(column["values"]), 2)
+            for name, column in self.leaves.items()
+            if column["kind"] == "category"
+        }
+
+    # -- reading ----------------------------------------------------------------------------------------------
+    def read(self, source: Source | str | Path) -> Examples:
+        """The rows of a named source, a CSV or a Parquet file. Raises DataError for none, or another model's columns."""
+        from sfumato.domains.images import as_source
+
+        place = as_source(source)
+        names, rows, about = _open(place)
+        for name in (*self.drop, *self.categories):
+            choose(name, names, "column", DataError)
+        if place.limit is not None and place.limit < len(rows):
+            rows = [rows[i] for i in np.arange(place.limit) * len(rows) // place.limit]
+        cells = {
+            name: [row[k] for row in rows] for k, name in enumerate(names) if name and name not in self.drop
+        }
+        columns = self.columns or tuple(self._columns(cells))
+        empty = [name for name in cells if name not in {column["name"] for column in columns}]
+        stored, strange = {}, Counter()
+        for column in columns:
+            if column["kind"] == "constant":
+                continue
+            if column["name"] not in cells:
+                raise DataError(f"the data lack the column {column['name']!r}")
+            stored[column["name"]], new = _stored(column, cells[column["name"]])
+            strange += Counter({column["name"]: new} if new else {})
+        if not stored:
+            raise DataError("no column has two different values, so there is nothing to learn")
+        about |= {
+            "missing": sum(
+                int(np.isnan(v).sum() if v.dtype.kind == "f" else (v < 0).sum()) for v in stored.values()
+            ),
+            **({"left_out_columns": empty} if empty else {}),
+            **({"unknown_values": dict(strange)} if strange else {}),
+        }
+        domain = replace(self, columns=columns)
+        return Examples(domain, stored, name=about["sources"][0], about=about)
+
+    def _columns(self, cells: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+        found = []
+        for name, column in cells.items():
+            there = [cell for cell in column if cell.lower() not in MISSING]
+            if not there:
+                continue  # missing throughout
+            values = sorted(set(there))
+            if len(values) == 1:
+                found.append({"name": name, "kind": "constant", "value": values[0]})
+                continue
+            numbers = None if name in self.categories else _numbers(there)
+            if numbers is not None and len(np.unique(numbers)) > self.few:
+                decimals = max(len(cell.partition(".")[2]) for cell in there if "e" not in cell.lower())
+                marks = np.quantile(numbers, np.linspace(0, 1, QUANTILES))
+                found.append(
+                    {
+                        "name": name,
+                        "kind": "number",
+                        "quantiles": marks.tolist(),
+                        "decimals": min(decimals, 12),
+                    }
+                )
+                continue
+            if len(values) > MOST_VALUES:
+                raise DataError(
+                    f"the column {name!r} has {len(values)} different texts, more than {MOST_VALUES}: leave it out, "
+                    f"data.settings.drop=[{name!r}]"
+                )
+            if numbers is not None:
+                values = sorted(values, key=float)
+            found.append({"name": name, "kind": "category", "values": values})
+        return found
+
+    # -- states -----------------------------------------------------------------------------------------------
+    def encode(self, stored: Any) -> dict[str, Tensor]:
+        """States of stored columns; what is missing is NaN or -1."""
+        found = {}
+        for name, column in self.leaves.items():
+            x = np.asarray(stored[name])
+            if column["kind"] == "category":
+                found[name] = torch.from_numpy(x.astype(np.int64))[:, None]
+            else:
+                found[name] = torch.from_numpy(_normal(column, x).astype(np.float32))[:, None, None]
+        return found
+
+    def decode(self, samples: Any) -> dict[str, np.ndarray]:
+        """The columns as they are stored, numbers float64 and codes of categories, (n,) each."""
+        found = {}
+        for name, column in self.leaves.items():
+            x = samples[name].cpu().numpy().reshape(len(samples[name]))
+            if column["kind"] == "category":
+                found[name] = np.where(x < len(column["values"]), x, 0).astype(np.int32)
+            else:
+                found[name] = np.round(_value(column, x.astype(np.float64)), column["decimals"])
+        return found
+
+    def rows(self, samples: Any) -> list[list[str]]:
+        """Rows of cells as they are written, of all columns in order."""
+        columns, count = self.decode(samples), len(next(iter(samples.values())))
+        cells = []
+        for column in self.columns:
+            if column["kind"] == "constant":
+                cells.append([column["value"]] * count)
+            elif column["kind"] == "category":
+                cells.append([column["values"][k] for k in columns[column["name"]]])
+            else:
+                cells.append([f"{x:.{column['decimals']}f}" for x in columns[column["name"]]])
+        return [list(row) for row in zip(*cells, strict=True)]
+
+    # -- what may be asked for --------------------------------------------------------------------------------
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The columns: a given one is held at its value while the others are drawn."""
+        return tuple(self.leaves)
+
+    def asked(self, given: Mapping[str, Any], noise: Any) -> dict[str, Tensor]:
+        """The states of given columns, one value for all rows or one each. Raises DataError for values not known."""
+        count, found = len(noise.indices), {}
+        for name, values in given.items():
+            column = self.leaves[name]
+            one = isinstance(values, str) or not hasattr(values, "__len__")
+            cells = [str(values)] * count if one else [str(value) for value in values]
+            if len(cells) != count:
+                raise DataError(f"{len(cells)} values of {name!r} were given for {count} rows")
+            if column["kind"] == "category":
+                for cell in cells:
+                    choose(cell, column["values"], f"value of the column {name!r}", DataError)
+            elif (numbers := _numbers(cells)) is None or not np.isfinite(numbers).all():
+                raise DataError(f"the column {name!r} takes numbers, not {cells[0]!r}")
+            found[name] = self.encode_one(name, _stored(column, cells)[0])
+        return found
+
+    def encode_one(self, name: str, stored: np.ndarray) -> Tensor:
+        """The states of one column."""
+        return replace(self, columns=(self.leaves[name],), target=None).encode({name: stored})[name]
+
+    # -- what samples become ----------------------------------------------------------------------------------
+    def text(self, samples: Any) -> list[str]:
+        """Each row as a line of CSV."""
+        return [_line(row) for row in self.rows(samples)]
+
+    def write(
+        self,
+        samples: Any,
+        folder: str | Path,
+        labels: Any = None,
+        start: int = 0,
+        prompts: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write all rows as one file, `samples.csv`, with a line of the columns' names."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [_line([column["name"] for column in self.columns]), *self.text(samples)]
+        write_atomically(folder / "samples.csv", ("\n".join(lines) + "\n").encode())
+        return [folder / "samples.csv"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    memory = io.StringIO()
+    csv.writer(memory, lineterminator="").writerow(cells)
+    return memory.getvalue()
+
+
+def _numbers(cells: Sequence[str]) -> np.ndarray | None:
+    """The numbers that cells are, or None if one is none."""
+    try:
+        found = np.array([float(cell) for cell in cells])
+    except ValueError:
+        return None
+    return found if np.isfinite(found).all() else None
+
+
+def _stored(column: Mapping[str, Any], cells: Sequence[str]) -> tuple[np.ndarray, int]:
+    """A column's cells as numbers, NaN where missing, or codes, -1 where missing; and how many were not known."""
+    if column["kind"] == "category":
+        codes = {value: k for k, value in enumerate(column["values"])}
+        found = np.array([codes.get(cell, -1) for cell in cells], dtype=np.int32)
+        return found, sum(cell not in codes and cell.lower() not in MISSING for cell in cells)
+    values, strange = np.full(len(cells), np.nan), 0
+    for k, cell in enumerate(cells):
+        if cell.lower() in MISSING:
+            continue
+        number = _numbers([cell])
+        strange += number is None
+        values[k] = np.nan if number is None else number[0]
+    return values, strange
+
+
+def _normal(column: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+    """Phi^-1(F(x)), of a value with mass at the middle of its step."""
+    marks = np.asarray(column["quantiles"])
+    places = np.linspace(0, 1, len(marks))
+    # np.interp takes one end of a flat piece; the mean of both ways is its middle
+    up = np.interp(x, marks, places)
+    down = 1 - np.interp(-x, -marks[::-1], places)
+    edge = 0.5 * float(torch.special.erfc(torch.tensor(_FAR / 2**0.5)))
+    u = torch.from_numpy(np.clip((up + down) / 2, edge, 1 - edge))
+    z = torch.special.ndtri(u).numpy()
+    return np.where(np.isnan(x), np.nan, z)
+
+
+def _value(column: Mapping[str, Any], z: np.ndarray) -> np.ndarray:
+    """F^-1(Phi(z))."""
+    marks = np.asarray(column["quantiles"])
+    u = torch.special.ndtr(torch.from_numpy(z)).numpy()
+    return np.interp(u, np.linspace(0, 1, len(marks)), marks)
+
+
+def _open(place: Source) -> tuple[list[str], list[list[str]], dict[str, Any]]:
+    """(names of the columns, rows of cells, what the data card says) of a source."""
+    if place.hub is not None:
+        raise DataError("tables are read from a named source or a file, not from the Hub")
+    if place.name is not None:
+        from sfumato.domains.sources import open_named_table
+
+        text, about = open_named_table(place)
+        names, rows = _cells(text, place.name)
+    else:
+        path = Path(str(place.path)).expanduser()
+        if not path.is_file():
+            raise DataError(f"{path} does not exist, or is no file: a table is one .csv or .parquet file")
+        if path.stat().st_size > LARGEST:
+            raise DataError(f"{path} is larger than {LARGEST} bytes")
+        about = {"sources": [path.name]}
+        if path.suffix == ".parquet":
+            names, rows = _parquet(path)
+        else:
+            try:
+                names, rows = _cells(path.read_text(encoding="utf-8-sig"), str(path))
+            except UnicodeDecodeError:
+                raise DataError(f"{path} is no text in UTF-8") from None
+    if not rows:
+        raise DataError(f"{place.name or place.path} is an empty table: it has no rows")
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"a table has at most {MOST_COLUMNS} columns, and this one {len(names)}: drop some")
+    return names, rows, about
+
+
+def _cells(text: str, where: str) -> tuple[list[str], list[list[str]]]:
+    """The names in the first line, and rows as long as it; a row that is not, is an error that names its line."""
+    lines = csv.reader(io.StringIO(text))
+    names = [name.strip() for name in next(lines, [])]
+    if not any(names):
+        raise DataError(f"{where} is an empty table: the first line names the columns")
+    rows = []
+    for row in lines:
+        if len(row) != len(names) and any(row):
+            raise DataError(f"{where}, line {lines.line_num}: {len(row)} cells for {len(names)} columns")
+        if any(row):
+            rows.append([cell.strip() for cell in row])
+    return names, rows
+
+
+def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra("pyarrow", "tables") from None
+    try:
+        table = parquet.read_table(path)
+    except Exception as problem:  # pyarrow's, of many classes
+        raise DataError(f"{path} cannot be read as Parquet: {problem}") from None
+    columns = [
+        ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
+    ]
+    return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,84 @@
+"""Drawing one batch: of a state that is one tensor, or of one with several leaves, by the same plan.
+
+Of a joint model the condition is a part of the state: leaves that are held at t = 0 while the others are drawn. Leaves
+that are numbers go by the plan's solver, symbols by the bridge, all of them along the plan's grid under their own
+process; guidance weighs what the given leaves say against what the model says without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SolverError
+from .noise import Noise
+from .processes import Categorical, Joint
+from .sampling import Sampling
+from .solvers import Ancestral, sample, sample_from, sample_joint
+
+State = Tensor | Mapping[str, Tensor]
+
+
+def draw(
+    denoiser: Any,
+    noise: Noise,
+    shape: Any,
+    plan: Sampling,
+    *,
+    condition: Mapping[str, Tensor] | None = None,
+    start: Tensor | None = None,
+    like: Tensor,
+    callback: Any = None,
+) -> Any:
+    """One sample for each index of the noise, (n, *shape) or {leaf: (n, *shape)}.
+
+    start: estimates to come from, in place of noise, of states that are one tensor. Raises SolverError elsewhere.
+    """
+    process = denoiser.process
+    if isinstance(process, Joint):
+        if start is not None:
+            raise SolverError("a joint model starts from noise: hold leaves by the condition instead")
+        given = {name: leaf for name, leaf in (condition or {}).items() if name in process.names}
+        rest = {name: slot for name, slot in (condition or {}).items() if name not in given}
+        guidance = plan.guidance
+        if not isinstance(guidance, float | int):
+            raise SolverError("guidance between leaves is a number, without repairs")
+        return sample_joint(
+            denoiser, noise, {name: own for name, own in shape.items() if name not in given}, steps=plan.steps,
+            solvers=leaf_solvers(process, plan), grid=plan.grid, given=given, condition=rest or None,
+            guidance=float(guidance), like=like, callback=callback,
+        )  # fmt: skip
+    settings: dict[str, Any] = {
+        "solver": plan.solver,
+        "levels": plan.grid.levels(process, plan.steps),
+        "condition": condition,
+        "callback": callback,
+    }
+    if start is None:
+        return sample(denoiser, noise, shape, like=like, **settings)
+    return sample_from(denoiser, start, noise, **settings)
+
+
+def leaf_solvers(process: Joint, plan: Sampling) -> dict[str, Any]:
+    """The solver of each leaf: the plan's for numbers, the bridge for symbols."""
+    return {
+        name: Ancestral() if isinstance(leaf, Categorical) else plan.solver
+        for name, leaf in process.processes.items()
+    }
+
+
+def joined(parts: Sequence[State]) -> Any:
+    """Batches as one."""
+    if isinstance(parts[0], Mapping):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def taken(samples: State, rows: Any) -> Any:
+    """Some of the samples: `samples[rows]`, of each leaf."""
+    if isinstance(samples, Mapping):
+        return {name: leaf[rows] for name, leaf in samples.items()}
+    return samples[rows]
