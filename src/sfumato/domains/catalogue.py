@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.domains import ways as w
+from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.emoji import open_fluent, open_google
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
@@ -40,6 +41,8 @@ class NamedSource:
     files: name -> (SHA-256 of the content after gzip, its length in bytes); a file may be there as name or name.gz.
     splits: name -> (file of pictures, file of labels), both IDX; or, if `opens` reads the files, anything.
     opens(folder, split): looks into files of another kind. records(folder, split): into those that hold text.
+    reads(folder, split): into those of any other kind of data. shelf: the folder of the cache, where several sources
+    are of the same files; the name otherwise.
     """
 
     card: DataCard
@@ -48,6 +51,8 @@ class NamedSource:
     ways: tuple[w.Way, ...]
     opens: Callable[[Path, str], Found] | None = None
     records: Callable[[Path, str], Records] | None = None
+    reads: Callable[[Path, str], Any] | None = None
+    shelf: str | None = None
 
     @property
     def name(self) -> str:
@@ -295,4 +300,5 @@ SOURCES: dict[str, NamedSource] = {
     ),
     **TEXTS,
     **FIELDS,
+    **{name: NamedSource(**one | {"card": DataCard(**one["card"])}) for name, one in ARRAYS.items()},
 }

@@ -84,7 +84,7 @@ def _nothing(name: str, kind: str, problems: list[str]) -> DataCheck:
 
 def _check_named(source: sources.NamedSource) -> DataCheck:
     folders = [
-        cache_folder() / source.name,
+        cache_folder() / (source.shelf or source.name),
         *(Path(w.folder) for w in source.ways if isinstance(w, Installed)),
     ]
     folder = next((f for f in folders if f.is_dir()), None)

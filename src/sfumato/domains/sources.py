@@ -81,7 +81,7 @@ def fetch(
 
 
 def _in_cache(source: NamedSource, refresh: bool) -> Path:
-    folder = cache_folder() / source.name
+    folder = cache_folder() / (source.shelf or source.name)
     if refresh or not folder.is_dir():
         raise w.Unavailable("passed over" if refresh else f"{folder} is not there")
     try:
@@ -103,7 +103,7 @@ def _by(way: w.Way, source: NamedSource, refresh: bool, say: w.Progress) -> Path
         way.get(empty, say)
         verify(source, empty)
 
-    folder = install(source.name, build, replace=refresh)
+    folder = install(source.shelf or source.name, build, replace=refresh)
     # Another process may have put it there while we waited for our turn.
     verify(source, folder)
     return folder
@@ -171,6 +171,13 @@ def open_named_records(place: Source) -> Records:
     source, folder, about = _folder_of(place, "sequences")
     assert source.records is not None
     return replace(source.records(folder, place.split), about=about)
+
+
+def named_data(place: Source, kind: str) -> tuple[Any, dict[str, Any]]:
+    """What the reader of a named source of a kind finds in its files, and what the data card is to say."""
+    source, folder, about = _folder_of(place, kind)
+    assert source.reads is not None
+    return source.reads(folder, place.split), about
 
 
 def field_file(place: Source, wanted: Sequence[str]) -> tuple[Path, Sequence[str], dict[str, Any]]:

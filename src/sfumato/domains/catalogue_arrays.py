@@ -1,0 +1,59 @@
+"""Named sources that are arrays of numbers: series, point clouds of meshes, motions; as settings of a `NamedSource`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sfumato.domains import ways as w
+from sfumato.domains.series_files import AEON, archive
+
+_SETS = (
+    (
+        "italy-power",
+        "ItalyPowerDemand",
+        "1,096 days of the electricity that Italy drew, 24 hours each, scaled; October to March, or April to September",
+        1096,
+        ("1", "2"),
+        "Keogh, E. et al. (2006). Intelligent icons: integrating lite-weight data mining and visualization into GUI "
+        "operating systems. ICDM",
+    ),
+    (
+        "japanese-vowels",
+        "JapaneseVowels",
+        "640 utterances of two vowels by nine men: 12 cepstral coefficients, 7 to 29 times",
+        640,
+        tuple("123456789"),
+        "Kudo, M., Toyama, J. & Shimbo, M. (1999). Multidimensional curve classification using passing-through "
+        "regions. Pattern Recognition Letters 20",
+    ),
+    (
+        "osu-leaf",
+        "OSULeaf",
+        "442 outlines of leaves of six species, as distances from the middle along 427 points",
+        442,
+        tuple("123456"),
+        "Gandhi, A. (2002). Content-based image retrieval: plant species identification. Oregon State University",
+    ),
+)
+
+ARRAYS: dict[str, dict[str, Any]] = {
+    name: dict(
+        card=dict(
+            name=name,
+            description=description,
+            licence="not stated for the data; BSD-3-Clause for aeon, which carries them",
+            origin=f"{title} of the UCR and UEA time series archives, in aeon 1.6.0; splits train, test, all",
+            citation=citation,
+            count=count,
+            classes=classes,
+            kind="series",
+        ),
+        files={AEON: ("d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409", 6_421_000)},
+        splits={"train": (), "test": (), "all": ()},
+        ways=(w.Wheel("aeon", "1.6.0"),),
+        reads=partial(archive, title),
+        shelf="aeon",
+    )
+    for name, title, description, count, classes, citation in _SETS
+}
