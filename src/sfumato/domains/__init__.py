@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sfumato.domains.series import Series
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
+    from sfumato.domains.table import Table
 
 _HOMES = {
     "DataCard": "sources",
@@ -37,6 +38,7 @@ _HOMES = {
     "Sequences": "sequences",
     "Series": "series",
     "Source": "source",
+    "Table": "table",
     "cache_folder": "cache",
     "check": "checks",
     "check_domain": "laws",
@@ -48,6 +50,7 @@ _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
+    "table": ("table", "Table"),
     "series": ("series", "Series"),
 }
 
@@ -65,6 +68,7 @@ __all__ = [
     "Sequences",
     "Series",
     "Source",
+    "Table",
     "build_domain",
     "cache_folder",
     "check",

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.catalogue_arrays import ARRAYS
+from sfumato.domains.catalogue_tables import TABLES
 from sfumato.domains.emoji import open_fluent, open_google
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
@@ -300,5 +301,8 @@ SOURCES: dict[str, NamedSource] = {
     ),
     **TEXTS,
     **FIELDS,
-    **{name: NamedSource(**one | {"card": DataCard(**one["card"])}) for name, one in ARRAYS.items()},
+    **{
+        name: NamedSource(**one | {"card": DataCard(**one["card"])})
+        for name, one in (ARRAYS | TABLES).items()
+    },
 }

@@ -94,7 +94,7 @@ class Table(Domain):
 
     # -- reading ----------------------------------------------------------------------------------------------
     def read(self, source: Source | str | Path) -> Examples:
-        """The rows of a named source, a CSV or a Parquet file. Raises DataError for none, or another model's columns."""
+        """The rows of a named source, a CSV or a Parquet file. Raises DataError for none, or columns that lack."""
         from sfumato.domains.images import as_source
 
         place = as_source(source)
@@ -301,9 +301,9 @@ def _open(place: Source) -> tuple[list[str], list[list[str]], dict[str, Any]]:
     if place.hub is not None:
         raise DataError("tables are read from a named source or a file, not from the Hub")
     if place.name is not None:
-        from sfumato.domains.sources import open_named_table
+        from sfumato.domains.sources import named_data
 
-        text, about = open_named_table(place)
+        text, about = named_data(place, "table")
         names, rows = _cells(text, place.name)
     else:
         path = Path(str(place.path)).expanduser()

@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sfumato.domains.cache import open_content
 from sfumato.errors import DataError
@@ -21,42 +22,46 @@ MOST_FILES, MOST_BYTES = 100_000, 1 << 30
 """Files that an archive may hold, and bytes that may be read out of it."""
 
 
+def _opened(path: Path | bytes) -> Any:
+    return gzip.GzipFile(fileobj=io.BytesIO(path)) if isinstance(path, bytes) else open_content(path)
+
+
 def read_members(
     path: Path | bytes, wanted: Callable[[str], bool], most_bytes: int = MOST_BYTES
 ) -> dict[str, bytes]:
     """name -> content of the files in a tarball (gzipped or not) whose names are wanted, in their order there.
 
-    path: also the bytes of a gzipped one, which another held. Raises DataError for a name that is absolute or leads upwards, a link, a device, a file that is there twice, more
-    than `MOST_FILES` files or `most_bytes` wanted bytes, and for a damaged archive.
+    path: or the bytes of a gzipped one, which another held. Raises DataError for a name that is absolute or leads
+    upwards, a link, a device, a file that is there twice, more than `MOST_FILES` files or `most_bytes` wanted bytes,
+    and for a damaged archive.
     """
     found: dict[str, bytes] = {}
+    shown = "the archive within" if isinstance(path, bytes) else str(path)
     names: set[str] = set()
     total = 0
     try:
-        opened = gzip.open(io.BytesIO(path)) if isinstance(path, bytes) else open_content(path)
-        path = "the archive within" if isinstance(path, bytes) else path
-        with opened as content, tarfile.open(fileobj=content, mode="r|") as archive:
+        with _opened(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
             for member in archive:
                 name = member.name
                 if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
-                    raise DataError(f"{path} holds the unsafe name {name!r}: nothing of it was read")
+                    raise DataError(f"{shown} holds the unsafe name {name!r}: nothing of it was read")
                 if member.isdir():
                     continue
                 if not member.isreg():
-                    raise DataError(f"{path} holds {name!r}, which is no plain file: nothing of it was read")
+                    raise DataError(f"{shown} holds {name!r}, which is no plain file: nothing of it was read")
                 if name in names or len(names) == MOST_FILES:
                     more = "twice" if name in names else f"and more than {MOST_FILES} files"
-                    raise DataError(f"{path} holds {name!r} {more}: nothing of it was read")
+                    raise DataError(f"{shown} holds {name!r} {more}: nothing of it was read")
                 names.add(name)
                 if not wanted(name):
                     continue
                 total += member.size
                 if total > most_bytes:
-                    raise DataError(f"{path} holds more than {most_bytes} bytes: nothing of it was read")
+                    raise DataError(f"{shown} holds more than {most_bytes} bytes: nothing of it was read")
                 file = archive.extractfile(member)
                 found[name] = b"" if file is None else file.read()
     except (tarfile.TarError, EOFError, zlib.error) as problem:
-        raise DataError(f"{path} is no sound tarball ({problem}): get it again") from problem
+        raise DataError(f"{shown} is no sound tarball ({problem}): get it again") from problem
     except FileNotFoundError as problem:
-        raise DataError(f"{path} is missing") from problem
+        raise DataError(f"{shown} is missing") from problem
     return found

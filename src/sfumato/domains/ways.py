@@ -174,11 +174,13 @@ class NpmPackage:
 class Wheel:
     """A package of the Python index, kept as the wheel it comes as, by `pip download`; nothing of it is run.
 
+    source: it comes as a tarball of its source, whose description pip works out by running its setup.py.
     platform, python: of a wheel that there is one of for each, which one; its data are the same on every machine.
     """
 
     package: str
     version: str
+    source: bool = False
     platform: str | None = None
     python: str | None = None
     name: str = "pip"
@@ -187,11 +189,12 @@ class Wheel:
     def get(self, into: Path, progress: Progress) -> Path:
         """Fill `into` with the wheel. Raises Unavailable."""
         progress(f"downloading the Python package {self.package} {self.version}")
-        asked = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+        kind, suffix = ("--no-binary=:all:", "*.tar.gz") if self.source else ("--only-binary=:all:", "*.whl")
+        asked = ["--no-deps", kind, "--disable-pip-version-check", "--quiet"]
         for option, value in (("platform", self.platform), ("python-version", self.python)):
             asked += [f"--{option}", value] if value else []
         command = [sys.executable, "-m", "pip", "download", f"{self.package}=={self.version}", *asked]
-        if (problem := _run(command, into)) or not list(into.glob("*.whl")):
+        if (problem := _run(command, into)) or not list(into.glob(suffix)):
             raise Unavailable(f"pip download {self.package}=={self.version}: {problem or 'brought nothing'}")
         return into
 

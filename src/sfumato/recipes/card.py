@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..processes import Joint
+
 if TYPE_CHECKING:
     from ..codec import LatentCodec
     from ..domains.images import Images
@@ -25,8 +27,11 @@ def model_card(
 ) -> str:
     """The card in Markdown, with a place for the figures that `add_measures` fills."""
     network = model.denoiser.network
-    shape = "×".join(map(str, model.domain.shape))
-    schedule = model.denoiser.process.schedule.to_json()
+    shape, process = model.domain.shape, model.denoiser.process
+    leaves = list(process.processes) if isinstance(process, Joint) else []
+    shape = f"{len(leaves)} leaves" if leaves else "×".join(map(str, shape))
+    schedule = (process[leaves[0]] if leaves else process).schedule.to_json()
+    row = "of each leaf its own row" if leaves else f"`{model.denoiser.parameterisation}`"
     plan = model.sampling.to_json()
     held_out = training.get("held_out_loss")
     asked = model.conditions.examples
@@ -63,7 +68,7 @@ Not yet: `sfumato evaluate` on this folder measures it and writes the figures he
 | | |
 |---|---|
 | network | {network.kind}, {sum(p.numel() for p in network.parameters()):,} parameters |
-| process | {schedule["kind"]} schedule, the network predicts `{model.denoiser.parameterisation}` |
+| process | {schedule["kind"]} schedule, the network predicts {row} |
 | state | {shape}, {model.domain.name} |
 {_codec(model)}| labels | {len(model.classes) or "none"} |
 | text | {f"{text['name']}, {text['limit']} tokens, SHA-256 `{text['hash'][:16]}`" if text else "none"} |

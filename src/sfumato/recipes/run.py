@@ -75,7 +75,7 @@ class Experiment:
 
     def model(self) -> Model:
         """The model with the denoiser's present weights."""
-        info: dict[str, Any] = {"guidable": self.recipe.objective.drop > 0}
+        info: dict[str, Any] = {"guidable": _guidable(self.recipe)}
         if self.data.texts is not None:
             info["text"] = {**self.data.texts.encoder, "examples": examples(self.data)}
         return Model(self.denoiser, self.domain, self.sampling, info, codec=self.codec, base=self.base)
@@ -315,7 +315,7 @@ def write_bundle(parts: Experiment, model: Model, result: TrainingResult, out: P
     figures = {"samples.png": sample_sheet(model)} if draws else {}
     about = _about(recipe, parts.data, parts.held_out, result)
     data, training = about["data"], about["training"]
-    guidable = recipe.objective.drop > 0
+    guidable = _guidable(recipe)
     plain = recipe.model_dump(mode="json")
     text = card.model_card(model, plain, data, training) if draws else None
     model.info = bundle.save(
@@ -381,6 +381,11 @@ def _size(domain: Images) -> str:
     if isinstance(domain.shape, Mapping):
         return f"{len(domain.shape)} leaves"
     return "×".join(map(str, (*domain.shape[1:], domain.shape[0])))
+
+
+def _guidable(recipe: Recipe) -> bool:
+    """Whether the model can also be asked for nothing: leaves can always be left out."""
+    return recipe.objective.drop > 0 or recipe.objective.kind == "joint"
 
 
 def _rows(recipe: Recipe, process: Joint) -> dict[str, str]:
