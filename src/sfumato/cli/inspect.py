@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as js
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,9 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             "network": f"{record['network']['kind']}, {record['parameters']:,} parameters ({config})",
             "process": _process(model.denoiser.process),
             "predicts": record["denoiser"]["parameterisation"],
-            "state": "×".join(map(str, model.domain.shape))
+            "state": "a leaf each: " + ", ".join(leaves)
+            if isinstance(leaves := getattr(model.denoiser.process, "processes", None), Mapping)
+            else "×".join(map(str, model.domain.shape))
             + (
                 " (channels, height, width), in [-1, 1]"
                 if model.domain.name == "images"
@@ -63,6 +66,7 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
             ),
             **_latents(model),
             "labels": ", ".join(model.classes) or "none",
+            **({"given by": ", ".join(own)} if (own := getattr(model.domain, "asks", ())) else {}),
             "sampled by": f"{plan['solver']['kind']}, {plan['steps']} steps on the {plan['grid']['kind']} grid, "
             f"guidance {build_guidance(plan['guidance']):g}",
             "tuned to": ", ".join(tuned) or "nothing",
@@ -123,6 +127,11 @@ def _inspect_codec(bundle: Path, json: bool) -> int:
 
 def _process(process: Any) -> str:
     """A process in words."""
+    from ..processes import Joint
+
+    if isinstance(process, Joint):
+        kinds = {_process(leaf).partition(",")[0] for leaf in process.processes.values()}
+        return f"joint, {len(process.processes)} leaves with a time each: {', '.join(sorted(kinds))}"
     if hasattr(process, "sigma_data"):
         return f"{process.schedule}, sigma_data {process.sigma_data:g}"
     return f"{process.law} symbols, {process.schedule}"

@@ -25,6 +25,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     indices: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     label: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     prompt: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    given: list[str] | None = None,
     adapter: list[str] | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -62,6 +63,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
     prompt
         What to draw, in words, of a model that takes text; several take turns. Default: captions that the model was
         trained with, in turn.
+    given
+        What is known of data that are no pictures, NAME=VALUE as often as needed: a column of a table, a property of a
+        molecule. The rest is drawn to go with it. The names are those that `sfumato inspect` lists.
     adapter
         An adapter's folder, or FOLDER:weight, as often as there are adapters: what `sfumato finetune` taught the model.
     seed
@@ -133,30 +137,31 @@ def sample(  # noqa: PLR0913 (the options of a command)
 
         model = model.with_adapters([parse_adapter(text) for text in adapter])
     model = steer(model, direction or ())
-    given = None if from_ is None else _pictures(model, from_, labelled=not label)
-    number = len(indices) if indices else count if count is not None else 16 if given is None else len(given)
+    begun = None if from_ is None else _pictures(model, from_, labelled=not label)
+    number = len(indices) if indices else count if count is not None else 16 if begun is None else len(begun)
     if number < 1:
         raise BundleError(f"at least one sample must be drawn, not {number}")
     chosen = indices or range(number)
     start = own = None
-    if given is not None:
-        if max(chosen) >= len(given):
+    if begun is not None:
+        if max(chosen) >= len(begun):
             raise BundleError(
-                f"{from_} holds {len(given)} pictures, so there is none for sample {max(chosen)}"
+                f"{from_} holds {len(begun)} pictures, so there is none for sample {max(chosen)}"
             )
-        start = given.tensor(list(chosen)), 0.4 if strength is None else strength
-        own = None if given.targets is None else given.targets[list(chosen)].tolist()
+        start = begun.tensor(list(chosen)), 0.4 if strength is None else strength
+        own = None if begun.targets is None else begun.targets[list(chosen)].tolist()
     condition: dict[str, Any] = {}
     if label:
         condition["label"] = label[0] if len(label) == 1 else label
     elif own is not None:
         condition["label"] = own
-    elif model.classes and given is None:
+    elif model.classes and begun is None:
         condition["label"] = [k % len(model.classes) for k in chosen]
-    asked = prompt or (model.conditions.examples if given is None and not condition else [])
+    asked = prompt or (model.conditions.examples if begun is None and not condition else [])
     if asked:
         condition["text"] = [asked[k % len(asked)] for k in chosen]
     texts: list[str] | None = condition.get("text")
+    condition |= _known(given or ())
     settings: dict[str, Any] = {
         "condition": condition,
         "seed": seed,
@@ -181,6 +186,8 @@ def sample(  # noqa: PLR0913 (the options of a command)
         if screen is not None:
             samples, names, failed = screen(model.domain, samples, names)
         places = [place_of[index] for index in names]
+        if getattr(model.domain, "together", False):  # one file of all of them
+            return model.domain.write(samples, out, labels, names[0]), samples, places
         paths = []
         for sample, index, place in zip(samples, names, places, strict=True):
             one = None if labels is None else labels[place : place + 1]
@@ -210,11 +217,11 @@ def sample(  # noqa: PLR0913 (the options of a command)
         _grid(model, samples, shown),
         beside.with_name(f"{beside.name}-grid.png"),
     )
-    console.print(f"{len(paths)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
+    console.print(f"{len(kept)} samples in {out}, all of them in {out}-grid.png", soft_wrap=True)
 
     def head(count: int) -> dict[str, Any]:
         """The settings that draw the first few of these samples again."""
-        part: dict[str, Any] = {"condition": {}}
+        part: dict[str, Any] = {"condition": _known(given or ())}
         if labels is not None:
             part["condition"]["label"] = labels[:count]
         if texts is not None:
@@ -240,6 +247,19 @@ def sample(  # noqa: PLR0913 (the options of a command)
         write_atomically(beside.with_name(f"{beside.name}-words.png"), _words(model, own, chosen, settings))
         console.print(f"where each word was read: {out}-words.png", soft_wrap=True)
     return 0
+
+
+def _known(texts: Sequence[str]) -> dict[str, str]:
+    """{name: value} of what is written NAME=VALUE. Raises BundleError for anything else."""
+    from ..errors import BundleError
+
+    found = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark or not name:
+            raise BundleError(f"--given takes NAME=VALUE, not {text!r}")
+        found[name] = value
+    return found
 
 
 def _words(model: Model, places: list[int], chosen: Sequence[int], settings: dict[str, Any]) -> bytes:

@@ -164,6 +164,12 @@ FIELDS = {
     ),
 }
 
+
+def _described(settings: dict[str, Any]) -> NamedSource:
+    """A source from the settings in a catalogue of its kind."""
+    return NamedSource(**{**settings, "card": DataCard(**settings["card"])})
+
+
 SOURCES: dict[str, NamedSource] = {
     "digits": NamedSource(
         card=DataCard(

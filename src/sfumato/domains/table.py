@@ -37,7 +37,7 @@ from sfumato.files import write_atomically
 
 MISSING = ("", "na", "nan", "null", "none", "?")
 QUANTILES, MOST_COLUMNS, MOST_VALUES = 513, 256, 1000
-_FAR = 3.0  # Phi^-1 of the ends of F, which is where values beyond the data are put
+_EDGE = 1.35e-3  # F runs from here to 1 less it, so that the ends of the data are at z = -3 and 3
 
 
 @dataclass(frozen=True)
@@ -283,16 +283,14 @@ def _normal(column: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     # np.interp takes one end of a flat piece; the mean of both ways is its middle
     up = np.interp(x, marks, places)
     down = 1 - np.interp(-x, -marks[::-1], places)
-    edge = 0.5 * float(torch.special.erfc(torch.tensor(_FAR / 2**0.5)))
-    u = torch.from_numpy(np.clip((up + down) / 2, edge, 1 - edge))
-    z = torch.special.ndtri(u).numpy()
+    z = torch.special.ndtri(torch.from_numpy(_EDGE + (1 - 2 * _EDGE) * (up + down) / 2)).numpy()
     return np.where(np.isnan(x), np.nan, z)
 
 
 def _value(column: Mapping[str, Any], z: np.ndarray) -> np.ndarray:
     """F^-1(Phi(z))."""
     marks = np.asarray(column["quantiles"])
-    u = torch.special.ndtr(torch.from_numpy(z)).numpy()
+    u = (torch.special.ndtr(torch.from_numpy(z)).numpy() - _EDGE) / (1 - 2 * _EDGE)
     return np.interp(u, np.linspace(0, 1, len(marks)), marks)
 
 

@@ -26,11 +26,11 @@ MOST = 20_000  # rows that anything is compared over
 Columns = Mapping[str, np.ndarray]
 
 
-def table_measures(domain: Any, made: Columns, asked: Any, train: Any, held: Any) -> list[Measure]:
-    """The measures of sampled columns (`Table.decode`). train, held: `Examples` of the domain."""
+def table_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any) -> list[Measure]:
+    """The measures of sampled states. train, held: `Examples` of the domain."""
     known = _some(train.raw, MOST)
     other = _some(held.raw, MOST)
-    made = {name: np.asarray(column) for name, column in made.items()}
+    made: Columns = domain.decode(samples)
     count = _rows(made)
     found = [
         Measure("columns", columns(domain, made, known), None, None, count, "higher", columns(domain, other, known),

@@ -121,7 +121,9 @@ class JointDenoising:
                 loss = error = error.flatten(1).mean(1)
             else:
                 error = Denoising.error(said[name], x0[name], eps[name])
-                weight = self.weighting.in_row(said[name].kind, levels[name], leaf)
+                # at the ends, where leaves are held, weights need not be finite
+                inside = leaf.level(torch.where(learned[name], times[name], 0.5))
+                weight = self.weighting.in_row(said[name].kind, inside, leaf)
                 loss = torch.where(learned[name], weight, 0.0).to(error.dtype) * error
             loss = torch.where(learned[name], loss, 0.0)
             total = total + loss / (len(process.names) - len(self.given))

@@ -27,7 +27,8 @@ def model_card(
 ) -> str:
     """The card in Markdown, with a place for the figures that `add_measures` fills."""
     network = model.denoiser.network
-    shape, process = model.domain.shape, model.denoiser.process
+    shape: Any = model.domain.shape
+    process: Any = model.denoiser.process
     leaves = list(process.processes) if isinstance(process, Joint) else []
     shape = f"{len(leaves)} leaves" if leaves else "×".join(map(str, shape))
     schedule = (process[leaves[0]] if leaves else process).schedule.to_json()

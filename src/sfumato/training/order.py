@@ -180,6 +180,12 @@ def moved(batch: Mapping[str, Any], device: torch.device, channels_last: bool = 
     return out
 
 
+def count_of(batch: Mapping[str, Any]) -> int:
+    """The number of examples in a batch, whose state may have several leaves."""
+    x = batch["x"]
+    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+
+
 def rows_of(batch: Mapping[str, Any], start: int, count: int) -> dict[str, Any]:
     """Rows [start, start + count) of every tensor of a batch."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def save_offender(
     path = folder / f"{trouble.images:09d}"
     with folder_atomically(path) as aside:
         with opened(aside / "batch.safetensors") as file:
-            write_safetensors(file, {"x": batch["x"], "indices": torch.from_numpy(indices), **condition})
+            x = batch["x"]
+            state = {f"x/{name}": leaf for name, leaf in x.items()} if isinstance(x, Mapping) else {"x": x}
+            write_safetensors(file, {**state, "indices": torch.from_numpy(indices), **condition})
         with opened(aside / "batch.json") as file:
             file.write(json.dumps(about, indent=1).encode())
     return path

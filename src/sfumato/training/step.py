@@ -27,7 +27,7 @@ from sfumato.noise import BatchNoise
 from .config import TrainingConfig
 from .logbook import Meter
 from .optimizers import set_rate
-from .order import Rows, mixed, rows_of
+from .order import Rows, count_of, mixed, rows_of
 
 Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,7 +125,7 @@ class Stepper:
 
         images: seen so far, the key of the noise. start: the first of this process's rows in the whole batch.
         """
-        total, count = self._config.batch, len(batch["x"])
+        total, count = self._config.batch, count_of(batch)
         micro = min(self._config.micro_batch or count, count)
         loss, every = torch.zeros((), device=self._device), []
         for first in range(0, count, micro):
