@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import DataError, choose
 
 if TYPE_CHECKING:
+    from sfumato.domains.captioned import Captioned
     from sfumato.domains.cache import cache_folder
     from sfumato.domains.checks import DataCheck, check
     from sfumato.domains.examples import Domain, Examples
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sfumato.domains.table import Table
 
 _HOMES = {
+    "Captioned": "captioned",
     "DataCard": "sources",
     "DataCheck": "checks",
     "Domain": "examples",
@@ -47,6 +49,7 @@ _HOMES = {
     "way_names": "sources",
 }
 _DOMAINS = {
+    "captioned": ("captioned", "Captioned"),
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
@@ -57,6 +60,7 @@ _DOMAINS = {
 _OWN: dict[str, Any] = {}
 
 __all__ = [
+    "Captioned",
     "DataCard",
     "DataCheck",
     "Domain",

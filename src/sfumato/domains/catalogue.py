@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.catalogue_tables import TABLES
-from sfumato.domains.emoji import open_fluent, open_google
+from sfumato.domains.emoji import GROUPS, open_fluent, open_google, with_groups
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
 
@@ -167,7 +168,8 @@ FIELDS = {
 
 def _described(settings: dict[str, Any]) -> NamedSource:
     """A source from the settings in a catalogue of its kind."""
-    return NamedSource(**{**settings, "card": DataCard(**settings["card"])})
+    values: dict[str, Any] = {**settings, "card": DataCard(**settings["card"])}
+    return NamedSource(**values)
 
 
 SOURCES: dict[str, NamedSource] = {
@@ -312,3 +314,16 @@ SOURCES: dict[str, NamedSource] = {
         for name, one in (ARRAYS | TABLES).items()
     },
 }
+
+_emoji = SOURCES["emoji"]
+SOURCES["emoji-groups"] = replace(
+    _emoji,
+    card=replace(
+        _emoji.card,
+        name="emoji-groups",
+        description="the emoji of the source emoji, each labelled by the group of Unicode that it belongs to",
+        classes=GROUPS,
+    ),
+    opens=partial(with_groups, open_google),
+    shelf="emoji",
+)

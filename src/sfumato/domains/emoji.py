@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from sfumato.domains.source import Found
 from sfumato.domains.tarballs import read_members
@@ -83,6 +87,24 @@ def open_emoji(folder: Path, split: str, *, pictures: str, inside: str) -> Found
         captions=tuple(captions[p] for p in points),
         groups=tuple(base(p) for p in points),
     )
+
+
+GROUPS = (
+    "smileys", "people", "components", "animals", "food", "travel", "activities", "objects", "symbols", "flags",
+)  # fmt: skip
+
+
+def with_groups(found: Callable[[Path, str], Found], folder: Path, split: str) -> Found:
+    """The emoji that `found` opens, each labelled by the group of Unicode that it belongs to."""
+    own = found(folder, split)
+    table: list[dict[str, Any]] = json.loads(read_members(folder / CAPTIONS, _TABLE.__eq__)[_TABLE])
+    groups = {
+        variant["label"]: int(entry.get("group", 8))
+        for entry in table
+        for variant in (entry, *entry.get("skins", ()))
+    }
+    labels = np.array([groups[own.title(i)] for i in range(own.count)], dtype=np.int64)
+    return replace(own, labels=labels, classes=GROUPS, key=f"{own.key} groups")
 
 
 open_google = partial(

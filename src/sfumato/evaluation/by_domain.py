@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sfumato.errors import DataError, choose
+from sfumato.evaluation.captioned import captioned_measures
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.sequences import sequence_measures
@@ -27,6 +28,7 @@ def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> li
 
 
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
+    "captioned": captioned_measures,
     "fields": _fields,
     "sequences": _sequences,
     "series": series_measures,

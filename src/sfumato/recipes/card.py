@@ -31,7 +31,8 @@ def model_card(
     process: Any = model.denoiser.process
     leaves = list(process.processes) if isinstance(process, Joint) else []
     shape = f"{len(leaves)} leaves" if leaves else "×".join(map(str, shape))
-    schedule = (process[leaves[0]] if leaves else process).schedule.to_json()
+    first: Any = process[leaves[0]] if leaves else process
+    schedule = first.schedule.to_json()
     row = "of each leaf its own row" if leaves else f"`{model.denoiser.parameterisation}`"
     plan = model.sampling.to_json()
     held_out = training.get("held_out_loss")
