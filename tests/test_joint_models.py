@@ -16,8 +16,10 @@ from torch import nn
 from sfumato import bundle
 from sfumato.cli import main
 from sfumato.denoisers import GaussianMixture, LabelledMixture, LeafGuided
+from sfumato.domains.captioned import Captioned
 from sfumato.domains.table import Table
 from sfumato.errors import BundleError, DataError, RecipeError, SolverError
+from sfumato.evaluation.captioned import captioned_measures
 from sfumato.evaluation.table import columns, pairs, table_measures, utility
 from sfumato.networks import build
 from sfumato.noise import BatchNoise, Noise
@@ -366,3 +368,61 @@ def test_measures_catch_what_is_planted(tmp_path: Path):
     copied = {m.name: m.value for m in table_measures(data.domain, known.tensor(), None, known, held)}
     assert copied["copies"] == 1
     assert copied["closest"] == 0
+
+
+# --- pictures, captions and labels ---
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """24 pictures in two folders, red circles and blue squares, with captions beside them."""
+    from PIL import Image, ImageDraw
+
+    folder = tmp_path_factory.mktemp("captioned")
+    for k in range(24):
+        own = folder / ("squares" if k % 2 else "circles")
+        own.mkdir(exist_ok=True)
+        picture = Image.new("RGB", (8, 8), "white")
+        pen = ImageDraw.Draw(picture)
+        box = (1 + k % 3, 1, 6, 6)
+        pen.rectangle(box, "blue") if k % 2 else pen.ellipse(box, "red")
+        picture.save(own / f"{k}.png")
+        (own / f"{k}.txt").write_text(f"a {'blue square' if k % 2 else 'red circle'} of size {k}")
+    return Captioned(size=8, patch=4).read(folder)
+
+
+def test_pictures_with_captions_and_labels_are_three_leaves(captioned):
+    domain, state = captioned.domain, captioned.tensor()
+    assert {name: tuple(leaf.shape[1:]) for name, leaf in state.items()} == domain.shape
+    assert domain.symbols == {"label": 2}
+    assert domain.classes == ("circles", "squares")
+    # a vector has the size of 1 a number, and of a real one the nearest caption is its own
+    assert float(state["caption"].square().mean()) == pytest.approx(1, abs=1e-3)
+    assert domain.text(state) == [
+        f"{domain.classes[k]}: {text}" for k, text in zip(captioned.raw["label"], domain.known, strict=True)
+    ]
+    asked = domain.asked({"caption": domain.known[3], "label": "squares"}, Noise(0, 2))
+    assert torch.allclose(asked["caption"], state["caption"][3].expand(2, -1, -1), atol=1e-3)
+    assert asked["label"].tolist() == [[1], [1]]
+    assert Captioned.from_json(json.loads(json.dumps(domain.to_json()))) == domain
+    for given_, message in (
+        ({"label": "square"}, "did you mean 'squares'"),
+        ({"label": 2}, "labels are 0 to 1"),
+        ({"caption": ["a", "b", "c"]}, "3 of 'caption' were given for 2"),
+        ({"picture": torch.zeros(2, 3, 4, 4)}, "need pictures"),
+    ):
+        with pytest.raises(DataError, match=message):
+            domain.asked(given_, Noise(0, 2))
+    with pytest.raises(DataError, match="does not divide"):
+        Captioned(size=9, patch=4)
+
+
+def test_judges_of_leaves_see_what_does_not_go_together(captioned):
+    state = captioned.tensor()
+    good = {m.name: m.value for m in captioned_measures(captioned.domain, state, None, captioned, captioned)}
+    wrong = {**state, "label": 1 - state["label"]}
+    bad = {m.name: m.value for m in captioned_measures(captioned.domain, wrong, None, captioned, captioned)}
+    for name in ("label of caption", "label of picture"):
+        assert good[name] == 1
+        assert bad[name] == 0
+    assert good["pictures"] == pytest.approx(0, abs=1e-3)
