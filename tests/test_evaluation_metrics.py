@@ -18,6 +18,7 @@ from sfumato.evaluation.manifold import manifold, nearest, radii
 from sfumato.evaluation.measure import Measure, interval, resample, wilson
 from sfumato.evaluation.metrics import (
     agreement,
+    crps,
     frechet,
     frechet_distance,
     gaussian_frechet,
@@ -304,3 +305,24 @@ def test_a_measure_checks_itself():
     assert Measure.from_json(m.to_json()) == m
     with pytest.raises(DataError, match="did you mean 'value'"):
         Measure.from_json({"valu": 1})
+
+
+def test_crps_is_that_of_a_gaussian_and_the_true_law_scores_best():
+    """CRPS(N(m, s), y) = s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = (y - m) / s; unbiased in the draws."""
+    draw = torch.Generator().manual_seed(0)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    for mean, spread, y in ((0.0, 1.0, 0.3), (1.0, 0.5, -0.2)):
+        z = torch.tensor((y - mean) / spread)
+        known = spread * (z * (2 * normal.cdf(z) - 1) + 2 * normal.log_prob(z).exp() - torch.pi**-0.5)
+        for count in (3, 50):
+            draws = mean + spread * torch.randn(count, 40_000, generator=draw)
+            assert abs(float(crps(draws, torch.full((40_000,), y)).mean() - known)) < 0.01
+    truth = torch.randn(40_000, generator=draw)
+    scores = {
+        (m, s): float(crps(m + s * torch.randn(8, 40_000, generator=draw), truth).mean())
+        for m, s in ((0, 1.0), (0.3, 1.0), (0, 0.7), (0, 1.4))
+    }
+    assert min(scores, key=scores.__getitem__) == (0, 1.0)
+    assert torch.equal(crps(truth[None] + 1, truth), (truth + 1 - truth).abs())
+    with pytest.raises(DataError, match="are needed"):
+        crps(torch.zeros(3, 4), torch.zeros(5))

@@ -229,3 +229,23 @@ def agreement(probabilities: object, asked: object, *, floor: float | None = Non
     value = float(hits.double().mean())
     low, high = wilson(float(hits.sum()), len(p))
     return Measure("agreement", value, low, high, len(p), "higher", floor, "", {"by_class": classes})
+
+
+def crps(draws: Tensor, truth: Tensor) -> Tensor:
+    """The continuous ranked probability score of m draws (m, ...) of a truth (...), elementwise: 0 is perfect.
+
+        CRPS = mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (m (m - 1)),
+
+    unbiased in m (Ferro 2014), so that few draws are judged as many would be; of one draw it is the absolute error.
+    Raises DataError for draws of another shape.
+    """
+    if draws.shape[1:] != truth.shape or not len(draws):
+        raise DataError(f"draws (m, {tuple(truth.shape)}) are needed, not {tuple(draws.shape)}")
+    count = len(draws)
+    score = (draws - truth).abs().mean(0)
+    if count == 1:
+        return score
+    # sum_{i<j} |x_i - x_j| of sorted draws is sum_k (2 k - m - 1) x_(k), without m^2 differences
+    weight = 2 * torch.arange(1, count + 1, dtype=draws.dtype, device=draws.device) - count - 1
+    spread = (weight.reshape(-1, *[1] * truth.ndim) * draws.sort(0).values).sum(0)
+    return score - spread / (count * (count - 1))
