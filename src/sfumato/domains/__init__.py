@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
+    from sfumato.domains.video import Video
 
 _HOMES = {
     "DataCard": "sources",
@@ -35,6 +36,7 @@ _HOMES = {
     "LawBroken": "laws",
     "Sequences": "sequences",
     "Source": "source",
+    "Video": "video",
     "cache_folder": "cache",
     "check": "checks",
     "check_domain": "laws",
@@ -46,6 +48,7 @@ _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
+    "video": ("video", "Video"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -61,6 +64,7 @@ __all__ = [
     "LawBroken",
     "Sequences",
     "Source",
+    "Video",
     "build_domain",
     "cache_folder",
     "check",
