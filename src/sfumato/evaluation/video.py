@@ -1,8 +1,8 @@
 """How good sampled clips are: their frames, how much they move, whether time runs through them, and whose they are.
 
-    frames     Fréchet distance of single frames, over the mean colour and the mean deviation inside each of 8 x 8 cells,
-               from those of the training set: what the frames show, and how sharp and clean, whatever their order
-    motion     Wasserstein-1 distance of how much a clip moves, m = mean |x_{t+1} - x_t| in 0..255, to the training set's
+    frames     Fréchet distance of single frames, over the mean colour and the deviation inside each of 8 x 8 cells, to
+               those of the training set: what the frames show, and how sharp and clean, whatever their order
+    motion     Wasserstein-1 distance of how much a clip moves, m = mean |x_{t+1} - x_t| in 0..255, to the training set
     order      share of the clips that move at all whose frames make a shorter way, sum over t of |x_{t+1} - x_t|_2, in
                their own order than in each of 19 shuffles: a twentieth of clips without an order, all smooth ones
     copying    share of clips that lie closer to a training clip than held-out clips do; see `copying`
@@ -25,7 +25,7 @@ from sfumato.evaluation.measure import Measure, interval, resample
 from sfumato.evaluation.metrics import gaussian_frechet, moments
 from sfumato.evaluation.sequences import share, wasserstein
 
-SIDE, SHUFFLES, RESAMPLES, MOST = 8, 19, 100, 1_000
+SIDE, SHUFFLES, RESAMPLES, MOST = 8, 19, 50, 1_000
 """Pixels of a frame's side in distances; shuffles; resamples; training clips that copies are looked for among."""
 
 
@@ -87,7 +87,10 @@ def video_measures(domain: Any, samples: Any, train: Any, held: Any) -> list[Mea
     value, draw = float(wasserstein_distance(p, q)), np.random.default_rng(0)
     spread = [wasserstein_distance(draw.choice(p, len(p)), q) for _ in range(RESAMPLES)]
     low, high = interval(value, spread, (0.0, np.inf))
-    floor, note = float(wasserstein_distance(r, q)), f"means {p.mean():.2f}, of real clips {q.mean():.2f} of 255"
+    floor, note = (
+        float(wasserstein_distance(r, q)),
+        f"means {p.mean():.2f}, of real clips {q.mean():.2f} of 255",
+    )
     found.append(Measure("motion", value, low, high, len(p), "lower", floor, note))
 
     (shorter, moving), (held_shorter, held_moving) = in_order(made), in_order(other)
