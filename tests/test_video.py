@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sfumato import bundle
+from sfumato.cli import main
 from sfumato.denoisers import Denoiser, check_denoiser
 from sfumato.domains import Source, Video
 from sfumato.domains import video as clips_of
@@ -386,3 +387,21 @@ def test_a_model_of_clips_is_trained_sampled_longer_and_judged(run: Path, tmp_pa
     asked = {"solver": plan.solver, "grid": plan.grid, "steps": 4, "guidance": 1.0, "seed": 0}
     found = bench.quality(asked | {"batch": 24, "samples": 24, "measures": None})
     assert [m.name for m in found] == ["frames", "motion", "order", "copying"]
+
+
+def test_the_command_line_draws_clips_and_longer_ones(run: Path, tmp_path: Path, capsys):
+    def sfumato(*words: object) -> int:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        return int(left.value.code or 0)
+
+    asked = ["sample", run / "model", "--count", 2, "--label", "a", "--out"]
+    assert sfumato(*asked, tmp_path / "short") == 0
+    assert sfumato(*asked, tmp_path / "long", "--canvas", 7, 8, 8) == 0
+    sizes = [Image.open(tmp_path / f"{name}-grid.png").size for name in ("short", "long")]
+    assert sizes[1][0] - sizes[0][0] == 3 * (32 + 2)  # three frames more in a row
+    assert len(list((tmp_path / "long").glob("sample-0000?-label-0.webp"))) == 2
+    assert sfumato(*asked, tmp_path / "no", "--canvas", 3, 8, 8) == 1
+    assert "at least as large" in capsys.readouterr().err
+    assert sfumato(*asked, tmp_path / "no", "--canvas", 7, 8, 8, "--film") == 1
+    assert "leave --film out" in capsys.readouterr().err

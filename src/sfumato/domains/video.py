@@ -89,10 +89,10 @@ class Video(Domain):
             raise DataError(
                 f"{found.where} holds no clip of {self.frames} frames: its {found.count} files are stills or shorter"
             )
-        about = dict(found.about) | {"left_out": found.count - len(rows)}
+        about: dict[str, Any] = {**found.about, "left_out": found.count - len(rows)}
         if kept["corrupt"]:
             about["skipped_corrupt"] = [f"{title}: {reason}" for title, reason in kept["corrupt"]]
-        domain = replace(self, classes=found.classes, rate=self.rate or kept["rate"])
+        domain = replace(self, classes=found.classes or self.classes, rate=self.rate or kept["rate"])
         captions, groups = (
             tuple(texts[i] for i in rows) if texts else () for texts in (found.captions, found.groups)
         )

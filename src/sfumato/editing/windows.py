@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..codec import IdentityCodec
 from ..denoisers import Condition, Denoises
 from ..denoisers.denoiser import rows
-from ..errors import SolverError
+from ..errors import BundleError, SolverError
 from ..noise import Noise
 from ..processes import Level, Prediction
-from ..solvers import sample
+from ..solvers import Callback, sample
 
 
 def _places(whole: int, window: int) -> list[int]:
@@ -86,12 +87,16 @@ def sample_canvas(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | str | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Samples 0 to count - 1 of a seed on a canvas larger than the model's states, (count, *canvas), by `Windows`.
 
     canvas: (channels, frames, height, width) of clips, (channels, height, width) of pictures. On the model's own shape
-    it draws what `Model.sample` does, whose arguments the others are. Raises SolverError or BundleError.
+    it draws what `Model.sample` does, whose arguments the others are. Raises SolverError or BundleError for what does
+    not fit, and for a model of latents or one that enlarges pictures.
     """
+    if model.base is not None or not isinstance(model.codec, IdentityCodec):
+        raise BundleError("a canvas is for models that draw by themselves, without a codec or small pictures")
     plan = model.plan(steps=steps, guidance=guidance, conditional=bool(condition))
     weights = next(model.denoiser.parameters())
     noise = Noise(seed, count)
@@ -100,5 +105,6 @@ def sample_canvas(
     denoiser = Windows(model.guided(plan.guidance), model.domain.shape, canvas)
     levels = plan.grid.levels(model.denoiser.process, plan.steps)
     return sample(
-        denoiser, noise, tuple(canvas), like=weights, solver=plan.solver, levels=levels, condition=given
-    )
+        denoiser, noise, tuple(canvas), like=weights, solver=plan.solver, levels=levels, condition=given,
+        callback=callback,
+    )  # fmt: skip
