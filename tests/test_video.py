@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from sfumato.cli import main
 from sfumato.denoisers import Denoiser, check_denoiser
 from sfumato.domains import Source, Video
 from sfumato.domains import video as clips_of
+from sfumato.domains.emoji import CAPTIONS, open_animated
 from sfumato.domains.examples import Examples
 from sfumato.editing import Windows, sample_canvas
 from sfumato.errors import DataError, SolverError
@@ -181,6 +184,29 @@ def test_captions_beside_clips_are_what_the_model_is_told(tmp_path: Path):
         Examples(data.domain, data.raw, captions=(("a",),) * 3)
     with pytest.raises(DataError, match="example 1 has no caption"):
         Examples(data.domain, data.raw, captions=(("a",), (), ("c",), ("d",)))
+
+
+def test_emoji_that_move_are_read_with_their_captions_and_stills_are_counted(tmp_path: Path):
+    def tarball(name: str, files: dict[str, bytes]) -> None:
+        with tarfile.open(tmp_path / name, "w:gz") as archive:
+            for path, content in files.items():
+                about = tarfile.TarInfo(path)
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+
+    names = ["1f44b", "1f44b-1f3fb", "1f40e", "1f3ca"]
+    table = [{"label": f"thing {name}", "hexcode": name.upper(), "tags": ["tag"]} for name in names]
+    tarball(CAPTIONS, {"package/en/data.json": json.dumps(table).encode()})
+    clips, still = moving(3), io.BytesIO()
+    Image.fromarray(clips[0, 0]).save(still, "WEBP")
+    files = [save(tmp_path / f"{k}.webp", clip).read_bytes() for k, clip in enumerate(clips)]
+    inside = {f"package/assets/{n}.webp": f for n, f in zip(names, [*files, still.getvalue()], strict=True)}
+    tarball("lobehub-fluent-emoji-anim-1-1.0.0.tgz", inside | {"package/assets/.gitkeep": b""})
+    found = [open_animated(tmp_path, split) for split in ("train", "test")]
+    assert sum(part.count for part in found) == 4
+    kept = [Video(size=8, frames=8)._decoded(part, False)[1] for part in found]
+    said = sorted(part.captions[row][0] for part, rows in zip(found, kept, strict=True) for row in rows)
+    assert said == ["thing 1f40e", "thing 1f44b", "thing 1f44b-1f3fb"]
 
 
 # --- the network ---
