@@ -51,6 +51,7 @@ def test_a_sound_domain_obeys_all():
     check_domain(Steps(), source=3)
     check_domain(Steps(), Steps().read(3))
     check_domain(Needy(), source=3)
+    check_domain(Pairs(), source=3)
     with pytest.raises(TypeError, match="give some, or a source"):
         check_domain(Steps())
 
@@ -186,9 +187,49 @@ class Touching(Steps):
 KEPT: list[np.ndarray] = []
 
 
+class Pairs(Steps):
+    """Of two leaves, of which one may be missing; all samples in one file."""
+
+    @property
+    def shape(self):
+        return {"first": (1,), "rest": (3,)}
+
+    def encode(self, stored):
+        x = super().encode(stored).clone()
+        first = torch.where(x[:, :1] > 0, x[:, :1], torch.nan)
+        return {"first": first, "rest": x[:, 1:]}
+
+    def text(self, samples):
+        return super().text(torch.cat([samples["first"], samples["rest"]], 1))
+
+    def write(self, samples, folder, labels=None, start=0, prompts=None):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder, "samples.txt")
+        path.write_text("\n".join(self.text(samples)))
+        return [path]
+
+
+class Endless(Pairs):
+    def encode(self, stored):
+        return super().encode(stored) | {"rest": torch.full((len(stored), 3), torch.inf)}
+
+
+class Uneven(Pairs):
+    def encode(self, stored):
+        return super().encode(stored) | {"first": super().encode(stored)["rest"]}
+
+
+class Merged(Steps):
+    def write(self, samples, folder, labels=None, start=0, prompts=None):
+        return super().write(samples, folder, labels, start)[:1]
+
+
 @pytest.mark.parametrize(
     ("broken", "law"),
     [
+        (Endless, "states are finite: NaN or infinity in rest"),
+        (Uneven, r"encode gives states \(n, \*shape\): \(6, 3\), not n = 6, \(1,\)"),
+        (Merged, "write makes one file a sample, or samples.txt of all, with something in it: 1 paths for 6"),
         (Unseeded, "reading twice gives the same examples"),
         (Unreadable, "read gives examples: DataError: nothing is there"),
         (Forgetful, r"from_json\(to_json\(\)\) is the same domain"),
