@@ -146,7 +146,9 @@ def emoji_folder(folder: Path) -> Path:
     tarball(folder / CAPTIONS, {"package/en/data.json": json.dumps(table).encode()})
     drawings = {f"package/img/{name}.png": png((255, 0, 0, 0)) for name in LABELS}
     tarball(
-        folder / "drawings.tgz", drawings | {"package/img/feed.png": png((0, 0, 0)), "package/x.png": b""}
+        folder / "drawings.tgz",
+        drawings
+        | {"package/img/feed.png": png((0, 0, 0)), "package/x.png": b"", "package/img/.gitkeep": b""},
     )
     return folder
 

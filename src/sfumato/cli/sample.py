@@ -37,6 +37,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     classifier_scale: float = 1.0,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     strength: float | None = None,
+    canvas: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
     film: bool = False,
     inspect: bool = False,
     words: bool = False,
@@ -94,6 +95,9 @@ def sample(  # noqa: PLR0913 (the options of a command)
     strength
         With --from: how far back towards noise to go first, a time from 0 (keep the picture) to 1 (forget it); default
         0.4. All the steps are spent from there, so fewer do.
+    canvas
+        Draw on a larger canvas than the model was trained for, in overlapping windows: FRAMES HEIGHT WIDTH of clips,
+        HEIGHT WIDTH of pictures.
     film
         Also write OUT-film.png, which shows how the samples come about.
     inspect
@@ -128,6 +132,17 @@ def sample(  # noqa: PLR0913 (the options of a command)
         raise BundleError("--strength says how far to go back from a picture: give the pictures with --from")
     if words and not prompt:
         raise BundleError("--words shows where the words of a prompt were read: give one with --prompt")
+    if canvas and (
+        which := [
+            name
+            for name, value in {
+                "--indices": indices, "--solver": solver, "--grid": grid, "--tolerance": tolerance, "--from": from_,
+                "--classifier": classifier, "--film": film, "--inspect": inspect, "--words": words,
+            }.items()
+            if value
+        ]
+    ):  # fmt: skip
+        raise BundleError(f"a canvas is drawn by the model's own solver from noise: leave {which[0]} out")
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
     if inspect and not hasattr(model.domain, "pixels"):
@@ -199,12 +214,15 @@ def sample(  # noqa: PLR0913 (the options of a command)
 
     try:
         with Bar("sampling", " steps") as bar:
-            samples = model.sample(
-                None if indices else number,
-                indices=indices,
-                callback=lambda i, n, x, p: bar.update(i, n),
-                **settings,
-            )
+            if canvas:
+                samples = _on_canvas(model, canvas, number, settings, lambda i, n, x, p: bar.update(i, n))
+            else:
+                samples = model.sample(
+                    None if indices else number,
+                    indices=indices,
+                    callback=lambda i, n, x, p: bar.update(i, n),
+                    **settings,
+                )
     except Unfinished as error:  # what was finished is kept, and the command fails all the same
         put(error.samples, error.finished)
         raise SolverError(f"{error}; they are in {out}") from error
@@ -280,6 +298,16 @@ def _words(model: Model, places: list[int], chosen: Sequence[int], settings: dic
     if maps.shape[2:] != samples.shape[2:]:  # of latents
         maps = F.interpolate(maps, samples.shape[2:], mode="bilinear", align_corners=False)
     return picture(model.domain.pixels(samples), maps, words)
+
+
+def _on_canvas(
+    model: Model, canvas: Sequence[int], count: int, settings: dict[str, Any], callback: Any
+) -> Tensor:
+    """Samples in overlapping windows."""
+    from ..editing import sample_canvas
+
+    taken = {name: settings[name] for name in ("condition", "seed", "steps", "guidance")}
+    return sample_canvas(model, (model.domain.shape[0], *canvas), count, callback=callback, **taken)
 
 
 def _grid(model: Model, samples: Tensor, texts: list[str] | None) -> Image:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import DataError, choose
 
 if TYPE_CHECKING:
-    from sfumato.domains.captioned import Captioned
     from sfumato.domains.cache import cache_folder
+    from sfumato.domains.captioned import Captioned
     from sfumato.domains.checks import DataCheck, check
     from sfumato.domains.examples import Domain, Examples
     from sfumato.domains.fields import Fields
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
     from sfumato.domains.table import Table
+    from sfumato.domains.video import Video
 
 _HOMES = {
     "Captioned": "captioned",
@@ -41,6 +42,7 @@ _HOMES = {
     "Series": "series",
     "Source": "source",
     "Table": "table",
+    "Video": "video",
     "cache_folder": "cache",
     "check": "checks",
     "check_domain": "laws",
@@ -55,6 +57,7 @@ _DOMAINS = {
     "sequences": ("sequences", "Sequences"),
     "table": ("table", "Table"),
     "series": ("series", "Series"),
+    "video": ("video", "Video"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -73,6 +76,7 @@ __all__ = [
     "Series",
     "Source",
     "Table",
+    "Video",
     "build_domain",
     "cache_folder",
     "check",

@@ -11,7 +11,7 @@ from typing import Any
 from sfumato.domains import ways as w
 from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.catalogue_tables import TABLES
-from sfumato.domains.emoji import GROUPS, open_fluent, open_google, with_groups
+from sfumato.domains.emoji import GROUPS, open_animated, open_fluent, open_google, with_groups
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
 
@@ -307,12 +307,34 @@ SOURCES: dict[str, NamedSource] = {
         ways=(w.NpmPackage((("@lobehub/fluent-emoji-3d", "1.1.0"), ("emojibase-data", "17.0.0"))),),
         opens=open_fluent,
     ),
+    "emoji-moving": NamedSource(
+        card=DataCard(
+            name="emoji-moving",
+            description="995 emoji, 256×256, 477 of them animated, with captions; held out as in emoji",
+            licence="MIT (Fluent Emoji; emojibase)",
+            origin="Microsoft's Fluent Emoji, in @lobehub/fluent-emoji-anim-1 1.0.0; names and tags of Unicode's CLDR, "
+            "in emojibase-data 17.0.0",
+            citation="Microsoft Corporation, Fluent Emoji, https://github.com/microsoft/fluentui-emoji; "
+            "Unicode CLDR, https://cldr.unicode.org",
+            count=995,
+            size=(256, 256),
+            channels=4,
+            classes=(),
+        ),
+        files={
+            "lobehub-fluent-emoji-anim-1-1.0.0.tgz": (
+                "4f7b647f334ef4998c2e8eb6d606a8b6816dac773b437c89b4821196f1de6fa4",
+                166_693_376,
+            ),
+            _EMOJI[0]: _EMOJI[1],
+        },
+        splits={"train": (), "test": ()},
+        ways=(w.NpmPackage((("@lobehub/fluent-emoji-anim-1", "1.0.0"), ("emojibase-data", "17.0.0"))),),
+        opens=open_animated,
+    ),
     **TEXTS,
     **FIELDS,
-    **{
-        name: NamedSource(**one | {"card": DataCard(**one["card"])})
-        for name, one in (ARRAYS | TABLES).items()
-    },
+    **{name: _described(one) for name, one in (ARRAYS | TABLES).items()},
 }
 
 _emoji = SOURCES["emoji"]

@@ -70,7 +70,12 @@ def read_captions(path: Path) -> dict[tuple[int, ...], tuple[str, str]]:
 def open_emoji(folder: Path, split: str, *, pictures: str, inside: str) -> Found:
     """The emoji of a split. pictures: the tarball of drawings in `folder`, which has them in its folder `inside`."""
     captions = read_captions(folder / CAPTIONS)
-    files = read_members(folder / pictures, lambda name: str(PurePosixPath(name).parent) == inside)
+
+    def wanted(name: str) -> bool:
+        path = PurePosixPath(name)
+        return str(path.parent) == inside and path.suffix in (".png", ".webp")
+
+    files = read_members(folder / pictures, wanted)
     chosen: dict[tuple[int, ...], bytes] = {}
     for name, content in files.items():
         points = code_points(PurePosixPath(name).stem)
@@ -111,3 +116,4 @@ open_google = partial(
     open_emoji, pictures="emoji-datasource-google-16.0.0.tgz", inside="package/img/google/64"
 )
 open_fluent = partial(open_emoji, pictures="lobehub-fluent-emoji-3d-1.1.0.tgz", inside="package/assets")
+open_animated = partial(open_emoji, pictures="lobehub-fluent-emoji-anim-1-1.0.0.tgz", inside="package/assets")

@@ -5,12 +5,13 @@ what training asks of a data set has nothing to do with the kind: which examples
 how many there are of each class, and a hash of them all. `Examples` is that, over one array with an example a row (or
 a dict of such arrays, for states of several leaves); a domain of one's own needs to make no other.
 
-A domain of pictures is `Images`, whose data are an `ImageData`: as this one, with crops, mirroring and captions.
+A domain of pictures is `Images`, whose data are an `ImageData`: as this one, with crops and mirroring.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from sfumato.errors import DataError, choose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from sfumato.domains.text import Texts
 
 Stored = np.ndarray | Mapping[str, np.ndarray]
 
@@ -158,7 +161,8 @@ class Examples(Rows):
 
     domain: theirs, complete. stored: (n, ...), or a dict of such arrays. labels: int64 (n,) in 0 .. classes - 1, or
     None. groups: what each is a variant of, or (): a group is held out as a whole or not at all. rows: which rows of
-    `stored` these data are; None: all. about: what the data card says of where they are from.
+    `stored` these data are; None: all. about: what the data card says of where they are from. captions: one or several
+    texts an example, the plainest first, or (); texts: their embeddings, see `encoded`.
     Raises DataError if these do not fit each other.
     """
 
@@ -169,8 +173,8 @@ class Examples(Rows):
     rows: np.ndarray | None = None
     name: str = "examples"
     about: dict[str, Any] = field(default_factory=dict)
-    captions: ClassVar[tuple[()]] = ()
-    texts: ClassVar[None] = None
+    captions: tuple[tuple[str, ...], ...] = ()
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
         count = len(self._first)
@@ -182,8 +186,7 @@ class Examples(Rows):
             low, top = int(self.labels.min(initial=0)), int(self.labels.max(initial=-1))
             if low < 0 or top >= len(self.domain.classes):
                 raise DataError(f"labels must be in 0..{len(self.domain.classes) - 1}: found {low} to {top}")
-        if self.groups and len(self.groups) != count:
-            raise DataError(f"{count} examples cannot have {len(self.groups)} groups")
+        self._check_captions(count)
 
     @property
     def _leaves(self) -> dict[str, np.ndarray]:
@@ -208,11 +211,14 @@ class Examples(Rows):
         return found if isinstance(self.stored, Mapping) else found[""]
 
     def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
-        """{"x": states (n, *shape), "condition": {"label": long (n,), slot: (n, ...)}}; with nothing to tell none."""
-        stored = self.at(indices)
-        condition = dict(self.domain.told(stored))
+        """{"x": states (n, *shape), "condition": {"label": long (n,), slot: (n, ...)}}; with nothing to tell none.
+
+        Once captions are `encoded` the condition holds the two slots of text, of the caption that is shown this time.
+        """
+        stored, rows = self.at(indices), self._rows(indices)
+        condition = dict(self.domain.told(stored)) | self._said(rows, seed, images_seen)
         if self.labels is not None:
-            condition["label"] = torch.from_numpy(self.labels[self._rows(indices)])
+            condition["label"] = torch.from_numpy(self.labels[rows])
         return {"x": self.domain.encode(stored), **({"condition": condition} if condition else {})}
 
     def tensor(self, indices: Any = None) -> Tensor:
@@ -229,12 +235,15 @@ class Examples(Rows):
                 digest.update(np.ascontiguousarray(leaf[rows[start : start + 4096]]).tobytes())
         if self.labels is not None:
             digest.update(self.labels[rows].astype("<i8").tobytes())
+        if self.captions:
+            digest.update(json.dumps([self.captions[row] for row in rows]).encode())
         return digest.hexdigest()
 
     def card(self) -> dict[str, Any]:
         """What a bundle says of its data."""
+        texts = [self.captions[row] for row in self._rows(np.arange(len(self)))] if self.captions else []
         unknown = {"licence": "not stated", "origin": "not stated", "citation": "not stated"}
         return {
             **unknown, **self.about, "name": self.name, "count": len(self), "classes": self.counts(),
-            "sha256": self.sha256(),
+            "captions": sum(map(len, texts)), "sha256": self.sha256(),
         }  # fmt: skip

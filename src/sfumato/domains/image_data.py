@@ -61,15 +61,19 @@ def split_rows(
 
 
 class Rows:
-    """What a data set of rows answers alike, whatever is in a row: which are its own, and splits and counts of them.
+    """What a data set of rows answers alike, whatever is in a row: which are its own, splits, counts and captions.
 
-    A subclass has `domain`, `labels`, `groups` and `rows`, a length, and `what`, the name of its rows in messages.
+    A subclass has `domain`, `labels`, `captions`, `groups`, `texts` and `rows`, a length, and `what`, the name of its
+    rows in messages.
     """
 
     what: ClassVar[str] = "examples"
     domain: Any
+    name: str
     labels: np.ndarray | None
+    captions: tuple[tuple[str, ...], ...]
     groups: tuple[str, ...]
+    texts: Texts | None
     rows: np.ndarray | None
 
     def __len__(self) -> int:
@@ -105,6 +109,42 @@ class Rows:
         names = [self.groups[row] for row in self._rows(np.arange(len(self)))] if self.groups else []
         kept, out = split_rows(len(self), fraction, seed, names)
         return self.take(kept), self.take(out)
+
+    def prompts(self, indices: Any = None) -> list[str]:
+        """The plainest caption of each row, or of those at `indices`; [] without captions."""
+        rows = self._rows(np.arange(len(self)) if indices is None else indices)
+        return [self.captions[row][0] for row in rows] if self.captions else []
+
+    def encoded(self, progress: Callable[[int, int], None] | None = None) -> Self:
+        """These data with the embeddings of their captions, which `batch` then gives as its condition.
+
+        Raises DataError without captions, MissingExtra without the extra "text".
+        """
+        from sfumato.domains.text import embed  # what it needs is an extra
+
+        if not self.captions:
+            raise DataError(f"{self.name} has no captions")
+        texts = embed([text for texts in self.captions for text in texts], None, progress)
+        return replace(self, texts=texts)  # type: ignore[type-var]
+
+    def _said(self, rows: np.ndarray, seed: int, images_seen: int) -> dict[str, Tensor]:
+        """What `encoded` captions tell of some rows in training: word(seed, position) says which of each's is shown."""
+        if self.texts is None:
+            return {}
+        draws = keyed_words(seed, _CAPTION, images_seen, len(rows))
+        owned = [self.captions[row] for row in rows]
+        return self.texts.batch(
+            [texts[int(word) % len(texts)] for texts, word in zip(owned, draws, strict=True)]
+        )
+
+    def _check_captions(self, count: int) -> None:
+        """Raise DataError unless captions and groups are there for all `count` stored rows or for none."""
+        for what, given in (("captions", self.captions), ("groups", self.groups)):
+            if given and len(given) != count:
+                raise DataError(f"{count} {self.what} cannot have {len(given)} {what}")
+        if not all(self.captions):
+            one = self.what.removesuffix("s")
+            raise DataError(f"{one} {self.captions.index(())} has no caption, and others have")
 
     def counts(self) -> dict[str, int]:
         """Rows of each class; empty without labels."""
@@ -155,11 +195,7 @@ class ImageData(Rows):
             top, classes = int(self.labels.max(initial=-1)), len(self.domain.classes)
             if int(self.labels.min(initial=0)) < 0 or top >= classes:
                 raise DataError(f"labels must be in 0..{classes - 1}: found {self.labels.min()} to {top}")
-        for what, given in (("captions", self.captions), ("groups", self.groups)):
-            if given and len(given) != len(self.stored):
-                raise DataError(f"{len(self.stored)} pictures cannot have {len(given)} {what}")
-        if not all(self.captions):
-            raise DataError(f"picture {self.captions.index(())} has no caption, and others have")
+        self._check_captions(len(self.stored))
         # A plain view: indexing a memmap object, as opposed to its memory, costs tens of microseconds a call.
         object.__setattr__(self, "stored", np.asarray(self.stored))
 
@@ -171,22 +207,6 @@ class ImageData(Rows):
         """All pictures, uint8 (n, h, w, c), unaugmented: a view, or a copy if these data are part of others."""
         whole = self._middle(self.stored)
         return whole if self.rows is None else whole[self.rows]
-
-    def prompts(self, indices: Any = None) -> list[str]:
-        """The plainest caption of each picture, or of those at `indices`; [] without captions."""
-        rows = self._rows(np.arange(len(self)) if indices is None else indices)
-        return [self.captions[row][0] for row in rows] if self.captions else []
-
-    def encoded(self, progress: Callable[[int, int], None] | None = None) -> ImageData:
-        """These data with the embeddings of their captions, which `batch` then gives as its condition.
-
-        Raises DataError without captions, MissingExtra without the extra "text".
-        """
-        from sfumato.domains.text import embed  # what it needs is an extra
-
-        if not self.captions:
-            raise DataError(f"{self.name} has no captions")
-        return replace(self, texts=embed([text for texts in self.captions for text in texts], None, progress))
 
     def _middle(self, pixels: np.ndarray) -> np.ndarray:
         height, width = self.domain.shape[1:]
@@ -222,11 +242,7 @@ class ImageData(Rows):
         condition: dict[str, Tensor] = {}
         if self.labels is not None:
             condition["label"] = torch.from_numpy(self.labels[rows])
-        if self.texts is not None:
-            draws = keyed_words(seed, _CAPTION, images_seen, len(rows))
-            owned = [self.captions[row] for row in rows]
-            shown = [texts[int(word) % len(texts)] for texts, word in zip(owned, draws, strict=True)]
-            condition |= self.texts.batch(shown)
+        condition |= self._said(rows, seed, images_seen)
         return {"x": x0, "condition": condition} if condition else {"x": x0}
 
     def mirrored(self, count: int, seed: int = 0, images_seen: int = 0) -> np.ndarray:

@@ -183,19 +183,14 @@ class Images:
         Raises DataError if the labels do not fit, or for NaN.
         """
         pixels = self.pixels(samples)
-        marks = _marks(labels, len(pixels), len(self.classes))
-        if prompts is not None:
-            marks = [f"{_slug(text)}{mark}" for text, mark in zip(prompts, marks, strict=True)]
         folder = Path(folder)
+        names = file_names(len(pixels), labels, len(self.classes), start, prompts, "png")
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for number, (picture, mark) in enumerate(zip(pixels, marks, strict=True), start):
+        for picture, name in zip(pixels, names, strict=True):
             memory = io.BytesIO()
             as_picture(picture).save(memory, format="PNG")
-            path = folder / f"sample-{number:05d}{mark}.png"
-            write_atomically(path, memory.getvalue())
-            paths.append(path)
-        return paths
+            write_atomically(folder / name, memory.getvalue())
+        return [folder / name for name in names]
 
     def picture(
         self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None, tile: int = 48
@@ -253,6 +248,16 @@ def as_source(source: Source | str | Path) -> Source:
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def file_names(
+    count: int, labels: Any, classes: int, start: int, prompts: Sequence[str] | None, suffix: str
+) -> list[str]:
+    """Names of files of samples, `sample-00007-red-heart-label-3.png`; see `Images.write`. Raises DataError."""
+    marks = _marks(labels, count, classes)
+    if prompts is not None:
+        marks = [f"{_slug(text)}{mark}" for text, mark in zip(prompts, marks, strict=True)]
+    return [f"sample-{number:05d}{mark}.{suffix}" for number, mark in enumerate(marks, start)]
 
 
 def _slug(text: str, most: int = 40) -> str:

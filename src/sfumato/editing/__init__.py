@@ -45,7 +45,7 @@ from .restore import (
 )
 from .restyle import restyle
 from .twisted import twisted
-from .windows import Windows
+from .windows import Windows, sample_canvas
 
 __all__ = [
     "DDNM",
@@ -95,6 +95,7 @@ __all__ = [
     "radon",
     "restore",
     "restyle",
+    "sample_canvas",
     "sample_posterior",
     "slerp",
     "twisted",

@@ -17,6 +17,7 @@ from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
 from sfumato.evaluation.table import table_measures
+from sfumato.evaluation.video import video_measures
 
 
 def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
@@ -27,12 +28,17 @@ def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> li
     return field_measures(domain, samples, train, held)
 
 
+def _video(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
+    return video_measures(domain, samples, train, held)
+
+
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "captioned": captioned_measures,
     "fields": _fields,
     "sequences": _sequences,
     "series": series_measures,
     "table": table_measures,
+    "video": _video,
 }
 
 

@@ -23,6 +23,7 @@ from .joint import JointTransformer
 from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
+from .video import VideoUNet
 
 __all__ = [
     "KINDS",
@@ -37,6 +38,7 @@ __all__ = [
     "Tap",
     "Transformer",
     "UNet",
+    "VideoUNet",
     "bottleneck",
     "build",
     "fold",
@@ -51,6 +53,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,
+    "video": VideoUNet,
 }
 
 

@@ -92,7 +92,9 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit", "transformer", "joint", "classifier", "autoencoder"] = "unet"
+    kind: Literal[
+        "unet", "dit", "transformer", "joint", "video", "classifier", "autoencoder"
+    ] = "unet"  # fmt: skip
 
 
 class DenoiserConfig(Section):
