@@ -150,20 +150,20 @@ def test_gaps_in_sequences_are_filled_and_what_is_given_stays(run: Path, tmp_pat
     for solver in ("ancestral", "tau-leaping", "unmasking", "remasking"):
         texts = model.domain.text(fill(model, ["A?CN", "G..."], count=20, solver=solver))
         assert all(
-            text[0] == "A" and (len(text) == 4 and text[2] == "C" or len(text) == 1) for text in texts[:20]
+            text[0] == "A" and ((len(text) == 4 and text[2] == "C") or len(text) == 1) for text in texts[:20]
         )
         assert np.mean([set(text) <= set("AC") for text in texts[:20]]) > 0.8
         assert all(text[0] == "G" for text in texts[20:])
         assert np.mean([set(text) <= set("GT") and len(text) > 3 for text in texts[20:]]) > 0.8
     (tmp_path / "gaps.txt").write_text("a?cn\nG...\n")
     assert torch.equal(model.domain.partial(str(tmp_path / "gaps.txt"))[:1], model.domain.partial("A?CN"))
-    for given, error, words in (
+    for text, error, words in (
         ("AU?", DataError, "symbol in 'AU\\?'"),
         ("A" * 11, DataError, "has 11 symbols"),
         ("ACA", BundleError, "no gap"),
     ):
         with pytest.raises(error, match=words):
-            fill(model, given)
+            fill(model, text)
     with pytest.raises(SystemExit) as left:
         main(["edit", "fill", str(run / "model"), "A?C?", "--count", "2", "--out", str(tmp_path / "filled")])
     assert not left.value.code

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.emoji import open_fluent, open_google
+from sfumato.domains.motifs import MOTIFS, WHEEL, motif_records
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
 
@@ -116,6 +117,23 @@ TEXTS = {
         splits={"train": (), "test": (), "test_scaffolds": ()},
         ways=(w.Wheel("molsets", "0.3.1"),),
         records=_moses,
+    ),
+    "jaspar": NamedSource(
+        card=DataCard(
+            name="jaspar",
+            description="24,000 made DNA sequences of 64 bases: each holds one site of one of 12 motifs of vertebrates",
+            licence="CC-BY-4.0 (JASPAR); MIT (pyjaspar)",
+            origin="drawn by sfumato: sites from frequency matrices of JASPAR 2026 (pyjaspar 4.0.0) in random bases; "
+            "none of these sequences was seen in nature",
+            citation="JASPAR 2026, https://jaspar.elixir.no, by way of pyJASPAR",
+            count=24_000,
+            classes=tuple(MOTIFS),
+            kind="sequences",
+        ),
+        files={WHEEL: ("01b393f668c3cb552d3d58262a50005b1410e389e0a6bf5d570e976fbdaf01b3", 57_171_738)},
+        splits={"train": ()},
+        ways=(w.Wheel("pyjaspar", "4.0.0"),),
+        records=motif_records,
     ),
 }
 

@@ -137,7 +137,7 @@ class Sequences(Domain):
 
     def _gapped(self, text: str) -> Tensor:
         (length,) = self.shape
-        known = {gap: -1 for gap in _GAPS.get(self.dialect, "?")}
+        known = dict.fromkeys(_GAPS.get(self.dialect, "?"), -1)
         known |= {symbol: k for k, symbol in enumerate(self.alphabet, 1)}
         body = text.removesuffix("...")
         symbols = self.cut(body.upper() if self.dialect in _FASTA else body)

@@ -124,7 +124,7 @@ def fill(  # noqa: PLR0913 (what a sample depends on)
         given = torch.cat([model.domain.partial(text) for text in texts])
     if tuple(given.shape[1:]) != tuple(model.domain.shape) or count < 1:
         raise BundleError(
-            f"this model fills states of {(*model.domain.shape,)}, at least once each: not {(*given.shape[1:],)}, {count}"
+            f"states of {(*model.domain.shape,)} are filled, at least once each: not {(*given.shape[1:],)}, {count}"
         )
     if whole := [k for k, row in enumerate(given) if not bool((row == OPEN).any())]:
         raise BundleError(f"number {whole[0]} of what is given has no gap: there is nothing to fill")
