@@ -137,6 +137,29 @@ TEXTS = {
     ),
 }
 
+MUSIC = {
+    "chorales": NamedSource(
+        card=DataCard(
+            name="chorales",
+            description="407 chorales of Johann Sebastian Bach in four voices, as scores",
+            licence="music: public domain; encodings: as music21's corpus states (music21 itself: BSD-3-Clause)",
+            origin="the corpus of music21 10.5.1, its folder bach, MusicXML",
+            citation="Cuthbert, M. S. & Ariza, C. (2010). music21: A Toolkit for Computer-Aided Musicology and "
+            "Symbolic Music Data. ISMIR",
+            count=407,
+            kind="music",
+        ),
+        files={
+            "music21-10.5.1-py3-none-any.whl": (
+                "dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
+                20_118_992,
+            )
+        },
+        splits={"train": ("music21/corpus/bach/",)},
+        ways=(w.Wheel("music21", "10.5.1"),),
+    ),
+}
+
 _FERRET = "usr/share/ferret-vis/data"
 FIELDS = {
     "terrain": NamedSource(
@@ -312,5 +335,6 @@ SOURCES: dict[str, NamedSource] = {
         opens=open_fluent,
     ),
     **TEXTS,
+    **MUSIC,
     **FIELDS,
 }
