@@ -225,7 +225,7 @@ def run(tmp_path_factory) -> Path:
     values = {
         "name": "small", "data": {"domain": "music", "source": str(folder), "settings": {"steps": 8}},
         "process": {"kind": "categorical"}, "network": {"kind": "transformer", "width": 16, "depth": 1, "head": 8},
-        "objective": {"kind": "categorical"}, 
+        "objective": {"kind": "categorical"},
         "training": {"images": 320, "batch": 32, "warmup": 64, "preview_every": 0, "validate_every": 0},
         "sampling": {"solver": {"kind": "ancestral"}, "grid": {"kind": "uniform"}, "steps": 8},
     }  # fmt: skip
