@@ -5,6 +5,7 @@
     novelty      share of the different valid ones that the training set does not have
     length       Wasserstein-1 distance of lengths, in symbols, to the training set's
     agreement    share that a classifier, trained on real sequences, takes for the class that was asked for
+    FCD          of SMILES, the distance of the valid ones to held-out ones in ChemNet's features (`chemnet`)
     recovery     of DNA with motifs, share that has the one that was asked for (`motifs`)
 
 The classifier is a logistic regression over how often each symbol, pair of symbols and pair at a distance of 2 to 4
@@ -66,6 +67,10 @@ def sequence_measures(
         share("novelty", len(different - before), len(different), note="of the different valid ones"),
         _lengths(domain, texts, known, domain.text(held.raw)),
     ]
+    if smiles and len(valid) > 1:
+        from sfumato.evaluation.chemnet import frechet_chemnet
+
+        found.append(frechet_chemnet(valid, known, domain.text(held.raw)))
     if asked is not None and train.targets is not None:
         found.append(_agreement(domain, texts, asked, train, held))
         if has_motifs(train):
