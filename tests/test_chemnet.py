@@ -19,12 +19,11 @@ SMILES = [
 
 @pytest.mark.slow
 def test_features_are_those_of_the_package(monkeypatch):
-    """On molecules with every kind of symbol, unknown ones among them; its weights are read by the restricted reader."""
+    """On molecules with every kind of symbol, unknown ones too; its weights are read by the restricted reader."""
     fcd = pytest.importorskip("fcd")
     monkeypatch.setattr(torch, "load", partial(torch.load, weights_only=True))
-    theirs = torch.from_numpy(
-        fcd.get_predictions(fcd.load_ref_model(), SMILES, device="cpu", n_jobs=0)
-    ).double()
+    model = fcd.load_ref_model()
+    theirs = torch.from_numpy(fcd.get_predictions(model, SMILES, device="cpu", n_jobs=0))
     ours = ChemNet().features(SMILES)
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-4, atol=1e-6)
 

@@ -92,10 +92,12 @@ def _drawn(f: np.ndarray, u: np.ndarray) -> np.ndarray:
 def best_log_odds(texts: list[str], f: np.ndarray) -> np.ndarray:
     """S(x) of each text, in bits; minus infinity for one that is shorter than the motif or holds other letters."""
     odds = np.log2((f + 0.01) / (1.04 * BACKGROUND[:, None]))
+    number = np.full(256, -1)
+    number[list(BASES.encode())] = range(4)
     width, found = f.shape[1], np.full(len(texts), -np.inf)
     for k, text in enumerate(texts):
-        if len(text) >= width and set(text) <= set(BASES):
-            bases = np.array([BASES.index(letter) for letter in text])
+        bases = number[np.frombuffer(text.encode("ascii", "replace"), np.uint8)]
+        if len(bases) >= width and (bases >= 0).all():
             windows = np.lib.stride_tricks.sliding_window_view(bases, width)
             found[k] = odds[windows, np.arange(width)].sum(1).max()
     return found
