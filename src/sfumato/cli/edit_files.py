@@ -216,9 +216,10 @@ def filled(bundle: Path, given: list[str], count: int, solver: str | None, own: 
             model, given, count=count, condition=own.condition, seed=own.seed, steps=own.steps, solver=solver,
             guidance=own.guidance, callback=lambda i, n, x, p: bar.update(i, n),
         )  # fmt: skip
-    model.domain.write(samples, own.out)
-    write_picture(model.domain.picture(samples), beside(own.out))
-    for text in model.domain.text(samples):
+    domain: Any = model.domain
+    domain.write(samples, own.out)
+    write_picture(domain.picture(samples), beside(own.out))
+    for text in domain.text(samples):
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     console.print(f"{len(samples)} samples in {own.out}, all of them in {own.out}-sheet.png", soft_wrap=True)
     return 0

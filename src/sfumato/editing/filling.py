@@ -118,13 +118,14 @@ def fill(  # noqa: PLR0913 (what a sample depends on)
     the seed and i alone. Raises BundleError for states of another shape or without a gap, DataError for what cannot be
     read, SolverError for a model that cannot be told what is given.
     """
-    process = _masked(model.denoiser.process)
+    process: Any = _masked(model.denoiser.process)
+    domain: Any = model.domain
     if not isinstance(given, Tensor):
         texts = [given] if isinstance(given, str) else list(given)
-        given = torch.cat([model.domain.partial(text) for text in texts])
-    if tuple(given.shape[1:]) != tuple(model.domain.shape) or count < 1:
+        given = torch.cat([domain.partial(text) for text in texts])
+    if tuple(given.shape[1:]) != tuple(domain.shape) or count < 1:
         raise BundleError(
-            f"states of {(*model.domain.shape,)} are filled, at least once each: not {(*given.shape[1:],)}, {count}"
+            f"states of {(*domain.shape,)} are filled, at least once each: not {(*given.shape[1:],)}, {count}"
         )
     if whole := [k for k, row in enumerate(given) if not bool((row == OPEN).any())]:
         raise BundleError(f"number {whole[0]} of what is given has no gap: there is nothing to fill")

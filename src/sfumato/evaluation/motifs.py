@@ -33,11 +33,11 @@ def motif_recovery(domain: Any, texts: Sequence[str], asked: np.ndarray, train: 
     found, floor, chance, each = 0, [], [], {}
     for label, name in enumerate(domain.classes):
         f = matrices[name]
-        real = best_log_odds([known[k] for k in np.flatnonzero(train.targets == label)], f)
+        real = best_log_odds([known[int(k)] for k in np.flatnonzero(train.targets == label)], f)
         passes = best_log_odds(other, f) >= (threshold := float(np.quantile(real, LEAST)))
         floor += passes[held.targets == label].tolist()
         chance += passes[held.targets != label].tolist()
-        own = best_log_odds([texts[k] for k in np.flatnonzero(asked == label)], f) >= threshold
+        own = best_log_odds([texts[int(k)] for k in np.flatnonzero(asked == label)], f) >= threshold
         found += int(own.sum())
         each[name] = float(own.mean()) if len(own) else None
     note = f"of the motif asked for, by chance in {np.mean(chance):.1%} of real sequences of other motifs"
