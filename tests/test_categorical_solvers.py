@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sfumato.denoisers import GaussianMixture
 from sfumato.editing import fill_gaps
+from sfumato.editing.filling import Shown
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import (
@@ -195,6 +196,25 @@ def test_remasking_alone_does_not_know_what_is_given():
                      levels=levels)  # fmt: skip
     assert (alone[:, 0] != 0).double().mean() > 0.2
     assert bool((kept[:, [0, 2]] == torch.tensor([0, 2])).all())
+
+
+def test_the_time_that_is_told_is_that_of_as_many_masks():
+    """Of a state with a third hidden, whatever the run's time; what is said is the same, and is about the run's."""
+    for schedule in (Flow(), Cosine()):
+        process = MaskedChain(3, schedule)
+        table, told = example(process), []
+
+        def asked(x_t, t, condition=None, table=table, told=told):
+            told.append(t)
+            return table(x_t, t, condition)
+
+        asked.process = process
+        x, t = torch.tensor([[0, 3, 2], [3, 3, 1]]), process.level(0.9)
+        found = Shown(asked)(x, t)
+        share = 1 - process.level(told[0]).alpha
+        torch.testing.assert_close(share, torch.tensor([1, 2], dtype=torch.float64) / 3, rtol=1e-6, atol=0)
+        assert found.level == t
+        torch.testing.assert_close(found.value.exp(), table(x, t).value.exp())
 
 
 def test_what_cannot_be_told_what_is_given_is_refused():

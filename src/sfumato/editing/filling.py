@@ -11,6 +11,10 @@ The second changes nothing for samplers that never take back what they have show
 draws every position of a step by itself, so putting the given ones back is the same step with these left out: what is
 free is drawn and renewed as ever, and comes as near to the conditional as the steps are fine.
 
+A network is told a time as well, and in training never saw at t = 1 what it is shown here. So it is told the time at
+which as large a share of positions hides as does now, alpha(t') = 1 - share, and not the one that the run has come to.
+An exact denoiser says the same at both.
+
 The chains that replace symbols by symbols cannot be told what is given: they take it for what noise may have put there.
 They are refused, as are numbers, for which there is `restore`.
 """
@@ -59,6 +63,23 @@ class Keeping(Solver):
         return torch.where(self.given == OPEN, x, self.given), carry
 
 
+class Shown:
+    """A denoiser of a masked chain that is told the time by how much of a state hides; see the file's head."""
+
+    def __init__(self, denoiser: Denoises):
+        self.denoiser, self.process = denoiser, denoiser.process
+
+    def __call__(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Any:
+        share = (x_t == self.process.mask).double().flatten(1).mean(1)
+        low, high = torch.zeros_like(share), torch.ones_like(share)
+        for _ in range(30):
+            middle = (low + high) / 2
+            enough = 1 - torch.as_tensor(self.process.level(middle).alpha) >= share
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        said: Any = self.denoiser(x_t, high, condition)
+        return replace(said, level=self.process.level(t))
+
+
 def _masked(process: Any) -> MaskedChain:
     if isinstance(process, MaskedChain):
         return process
@@ -94,7 +115,7 @@ def fill_gaps(
             f"what is given are int64 symbols from 0 to {process.symbols - 1}, and {OPEN} where nothing is"
         )
     start = torch.where(given == OPEN, process.mask, given)
-    return integrate(denoiser, Keeping(solver, given), levels, start, noise, condition, callback)
+    return integrate(Shown(denoiser), Keeping(solver, given), levels, start, noise, condition, callback)
 
 
 def fill(  # noqa: PLR0913 (what a sample depends on)
