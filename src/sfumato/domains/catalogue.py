@@ -141,12 +141,12 @@ MUSIC = {
     "chorales": NamedSource(
         card=DataCard(
             name="chorales",
-            description="407 chorales of Johann Sebastian Bach in four voices, as scores",
+            description="408 scores of Johann Sebastian Bach, all but a few of them chorales in four voices",
             licence="music: public domain; encodings: as music21's corpus states (music21 itself: BSD-3-Clause)",
             origin="the corpus of music21 10.5.1, its folder bach, MusicXML",
             citation="Cuthbert, M. S. & Ariza, C. (2010). music21: A Toolkit for Computer-Aided Musicology and "
             "Symbolic Music Data. ISMIR",
-            count=407,
+            count=408,
             kind="music",
         ),
         files={
