@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from sfumato.denoisers import GaussianMixture
+from sfumato.editing import fill_gaps
+from sfumato.editing.filling import Shown
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import (
@@ -161,6 +163,71 @@ def test_a_gap_is_filled_by_what_is_around_it(solver):
     want = want / want.sum()
     found = F.one_hot(drawn[:, 1], 3).double().mean(0)
     assert ((found - want).abs() < 5 * (want * (1 - want) / 1200).sqrt()).all()
+
+
+FILLERS = [Ancestral(), TauLeaping(), Unmasking(), Remasking(8.0)]
+
+
+@pytest.mark.parametrize("solver", FILLERS, ids=lambda s: s.kind)
+def test_what_is_given_stays_and_the_rest_has_its_conditional_law(solver):
+    """The law of the filled positions against the table's conditional, by total variation."""
+    n, process = 1500, MaskedChain(3)
+    table, levels = example(process), UniformGrid().levels(process, 24)
+    for row in ([1, -1, -1], [2, -1, 0]):
+        given = torch.tensor(row)
+        known = given != -1
+        drawn = fill_gaps(table, given.expand(n, 3), Noise(6, n), solver=solver, levels=levels)
+        assert bool((drawn[:, known] == given[known]).all())
+        want = torch.where((table.sequences[:, known] == given[known]).all(1), table.law(), 0.0)
+        want = want / want.sum()
+        found = F.one_hot((drawn * torch.tensor([9, 3, 1])).sum(1), 27).double().mean(0)
+        # n draws are off by 1/2 sum sqrt(2 q (1 - q) / (pi n)) on average, and 24 steps by up to .02 where two
+        # positions are free; positions drawn without knowing each other would be off by .24 in the first row
+        chance = 0.5 * float((2 * want * (1 - want) / (torch.pi * n)).sqrt().sum())
+        assert total_variation(found, want) < 2.5 * chance + 0.02 * (known.sum() == 1)
+
+
+def test_remasking_alone_does_not_know_what_is_given():
+    """Why there is `fill_gaps`: begun with what is known, this solver hides it and draws it anew."""
+    process = MaskedChain(3)
+    table, levels, start = example(process), UniformGrid().levels(process, 12), torch.tensor([[0, 3, 2]])
+    alone = integrate(table, Remasking(8.0), levels, start.expand(300, 3), Noise(4, 300))
+    kept = fill_gaps(table, torch.tensor([[0, -1, 2]]).expand(300, 3), Noise(4, 300), solver=Remasking(8.0),
+                     levels=levels)  # fmt: skip
+    assert (alone[:, 0] != 0).double().mean() > 0.2
+    assert bool((kept[:, [0, 2]] == torch.tensor([0, 2])).all())
+
+
+def test_the_time_that_is_told_is_that_of_as_many_masks():
+    """Of a state with a third hidden, whatever the run's time; what is said is the same, and is about the run's."""
+    for schedule in (Flow(), Cosine()):
+        process = MaskedChain(3, schedule)
+        table, told = example(process), []
+
+        def asked(x_t, t, condition=None, table=table, told=told):
+            told.append(t)
+            return table(x_t, t, condition)
+
+        asked.process = process
+        x, t = torch.tensor([[0, 3, 2], [3, 3, 1]]), process.level(0.9)
+        found = Shown(asked)(x, t)
+        share = 1 - process.level(told[0]).alpha
+        torch.testing.assert_close(share, torch.tensor([1, 2], dtype=torch.float64) / 3, rtol=1e-6, atol=0)
+        assert found.level == t
+        torch.testing.assert_close(found.value.exp(), table(x, t).value.exp())
+
+
+def test_what_cannot_be_told_what_is_given_is_refused():
+    given, levels = torch.tensor([[0, -1]]), UniformGrid().levels(MaskedChain(3), 4)
+    numbers = GaussianMixture(Gaussian(Flow()), torch.zeros(1, 2), torch.ones(1, 2))
+    for denoiser, solver, x, words in (
+        (example(UniformChain(3), 2), Ancestral(), given, "uniform chain cannot be told"),
+        (numbers, Ancestral(), given, "restore"),
+        (example(MaskedChain(3), 2), Euler(), given, "euler solver serves Gaussian"),
+        (example(MaskedChain(3), 2), Ancestral(), torch.tensor([[3, -1]]), "from 0 to 2"),
+    ):
+        with pytest.raises(SolverError, match=words):
+            fill_gaps(denoiser, x, Noise(0, 1), solver=solver, levels=levels)
 
 
 @dataclass(frozen=True)

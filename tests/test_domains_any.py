@@ -18,7 +18,8 @@ from sfumato.domains import build_domain
 from sfumato.domains.examples import Examples
 from sfumato.domains.fields import Fields
 from sfumato.domains.sequences import Sequences
-from sfumato.errors import DataError, RecipeError
+from sfumato.editing import fill
+from sfumato.errors import BundleError, DataError, RecipeError
 from sfumato.evaluation.fields import field_measures, spectra
 from sfumato.evaluation.sequences import counts, sequence_measures
 from sfumato.networks import build
@@ -142,6 +143,35 @@ def test_a_model_of_sequences_is_trained_kept_and_asked_by_class(run: Path):
     assert torch.equal(alone[0], samples[70])
     assert (run / "model" / "figures" / "samples.png").is_file()
     assert list((run / "previews").glob("*.png"))
+
+
+def test_gaps_in_sequences_are_filled_and_what_is_given_stays(run: Path, tmp_path: Path, capsys):
+    model = bundle.load(run / "model")
+    for solver in ("ancestral", "tau-leaping", "unmasking", "remasking"):
+        texts = model.domain.text(fill(model, ["A?CN", "G..."], count=20, solver=solver))
+        assert all(
+            text[0] == "A" and ((len(text) == 4 and text[2] == "C") or len(text) == 1) for text in texts[:20]
+        )
+        assert np.mean([set(text) <= set("AC") for text in texts[:20]]) > 0.8
+        assert all(text[0] == "G" for text in texts[20:])
+        assert np.mean([set(text) <= set("GT") and len(text) > 3 for text in texts[20:]]) > 0.8
+    (tmp_path / "gaps.txt").write_text("a?cn\nG...\n")
+    assert torch.equal(model.domain.partial(str(tmp_path / "gaps.txt"))[:1], model.domain.partial("A?CN"))
+    for text, error, words in (
+        ("AU?", DataError, "symbol in 'AU\\?'"),
+        ("A" * 11, DataError, "has 11 symbols"),
+        ("ACA", BundleError, "no gap"),
+    ):
+        with pytest.raises(error, match=words):
+            fill(model, text)
+    with pytest.raises(SystemExit) as left:
+        main(["edit", "fill", str(run / "model"), "A?C?", "--count", "2", "--out", str(tmp_path / "filled")])
+    assert not left.value.code
+    assert sorted(p.name for p in (tmp_path / "filled").iterdir()) == [
+        "sample-00000.fasta",
+        "sample-00001.fasta",
+    ]
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("A")]) == 2
 
 
 def test_a_model_of_sequences_is_judged_by_its_domain(run: Path):

@@ -1,4 +1,4 @@
-"""`sfumato edit`: pictures filled in, sharpened, coloured or changed by a model that was trained for none of it."""
+"""`sfumato edit`: what is given filled in, sharpened, coloured or changed by a model trained for none of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from .edit_files import beside, mask_of, read, redrawn, restored, run, write
+from .edit_files import beside, filled, mask_of, read, redrawn, restored, run, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..editing import LinearOperator
     from ..model import Model
 
-app = App(name="edit", help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate.")
+app = App(
+    name="edit",
+    help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate. Fill gaps in symbols.",
+)
 Pictures = Annotated[list[Path], Parameter(negative="")]
 
 
@@ -363,3 +366,29 @@ def change(
         return x, done
 
     return run(bundle, pictures, own.out, work)
+
+
+@app.command
+def fill(
+    bundle: Path,
+    given: list[str],
+    /,
+    *,
+    count: int = 1,
+    solver: str | None = None,
+    options: Drawn | None = None,
+) -> int:
+    """Fill the gaps in sequences, or the voices that a piece of music leaves out.
+
+    Parameters
+    ----------
+    bundle
+        The model's folder; a model of symbols behind a mask.
+    given
+        Sequences with ? for each unknown symbol ("CC?c1ccccc1"), and ... at the end where they may go on; or files.
+    count
+        How many answers for each.
+    solver
+        How they are drawn: ancestral, tau-leaping, unmasking or remasking; default: the model's own.
+    """
+    return filled(bundle, given, count, solver, options or Drawn())

@@ -202,3 +202,24 @@ def redrawn(
         )  # fmt: skip
 
     return run(bundle, pictures, own.out, work, count)
+
+
+def filled(bundle: Path, given: list[str], count: int, solver: str | None, own: Drawn) -> int:
+    """Fill the gaps of each given text or file, `count` times."""
+    from .. import bundle as bundles
+    from ..editing import fill
+    from .show import Bar, console, write_picture
+
+    model = bundles.load(bundle)
+    with Bar("filling", " steps") as bar:
+        samples = fill(
+            model, given, count=count, condition=own.condition, seed=own.seed, steps=own.steps, solver=solver,
+            guidance=own.guidance, callback=lambda i, n, x, p: bar.update(i, n),
+        )  # fmt: skip
+    domain: Any = model.domain
+    domain.write(samples, own.out)
+    write_picture(domain.picture(samples), beside(own.out))
+    for text in domain.text(samples):
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{len(samples)} samples in {own.out}, all of them in {own.out}-sheet.png", soft_wrap=True)
+    return 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.music import Music
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.series import Series
     from sfumato.domains.source import Source
@@ -38,6 +39,7 @@ _HOMES = {
     "ImageData": "image_data",
     "Images": "images",
     "LawBroken": "laws",
+    "Music": "music",
     "Sequences": "sequences",
     "Series": "series",
     "Source": "source",
@@ -54,6 +56,7 @@ _DOMAINS = {
     "captioned": ("captioned", "Captioned"),
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
+    "music": ("music", "Music"),
     "sequences": ("sequences", "Sequences"),
     "table": ("table", "Table"),
     "series": ("series", "Series"),
@@ -72,6 +75,7 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "Music",
     "Sequences",
     "Series",
     "Source",

@@ -12,6 +12,7 @@ from sfumato.domains import ways as w
 from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.catalogue_tables import TABLES
 from sfumato.domains.emoji import GROUPS, open_animated, open_fluent, open_google, with_groups
+from sfumato.domains.motifs import MOTIFS, WHEEL, motif_records
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
 
@@ -123,6 +124,46 @@ TEXTS = {
         splits={"train": (), "test": (), "test_scaffolds": ()},
         ways=(w.Wheel("molsets", "0.3.1"),),
         records=_moses,
+    ),
+    "jaspar": NamedSource(
+        card=DataCard(
+            name="jaspar",
+            description="24,000 made DNA sequences of 64 bases: each holds one site of one of 12 motifs of vertebrates",
+            licence="CC-BY-4.0 (JASPAR); MIT (pyjaspar)",
+            origin="drawn by sfumato: sites from frequency matrices of JASPAR 2026 (pyjaspar 4.0.0) in random bases; "
+            "none of these sequences was seen in nature",
+            citation="JASPAR 2026, https://jaspar.elixir.no, by way of pyJASPAR",
+            count=24_000,
+            classes=tuple(MOTIFS),
+            kind="sequences",
+        ),
+        files={WHEEL: ("01b393f668c3cb552d3d58262a50005b1410e389e0a6bf5d570e976fbdaf01b3", 57_171_738)},
+        splits={"train": ()},
+        ways=(w.Wheel("pyjaspar", "4.0.0"),),
+        records=motif_records,
+    ),
+}
+
+MUSIC = {
+    "chorales": NamedSource(
+        card=DataCard(
+            name="chorales",
+            description="408 scores of Johann Sebastian Bach, all but a few of them chorales in four voices",
+            licence="music: public domain; encodings: as music21's corpus states (music21 itself: BSD-3-Clause)",
+            origin="the corpus of music21 10.5.1, its folder bach, MusicXML",
+            citation="Cuthbert, M. S. & Ariza, C. (2010). music21: A Toolkit for Computer-Aided Musicology and "
+            "Symbolic Music Data. ISMIR",
+            count=408,
+            kind="music",
+        ),
+        files={
+            "music21-10.5.1-py3-none-any.whl": (
+                "dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
+                20_118_992,
+            )
+        },
+        splits={"train": ("music21/corpus/bach/",)},
+        ways=(w.Wheel("music21", "10.5.1"),),
     ),
 }
 
@@ -333,6 +374,7 @@ SOURCES: dict[str, NamedSource] = {
         opens=open_animated,
     ),
     **TEXTS,
+    **MUSIC,
     **FIELDS,
     **{name: _described(one) for name, one in (ARRAYS | TABLES).items()},
 }

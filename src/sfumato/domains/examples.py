@@ -89,6 +89,10 @@ class Domain:
         """Each sample as text, (n,)."""
         raise NotImplementedError
 
+    def partial(self, given: str) -> Tensor:
+        """States (n, *shape) with gaps, -1 where nothing is known, from a text or a file, to be filled by a model."""
+        raise DataError(f"{self.name} have no gaps that a model could fill")
+
     # -- what samples become ---------------------------------------------------------------------------------------
     def write(
         self,

@@ -5,6 +5,10 @@ symbols become numbers, the place of each in the alphabet. Symbol 0 is the end: 
 filled up with it, so a model that learned where sequences end says how long its samples are. What comes after the first
 end is not part of a sample.
 
+A text with gaps, which a model is to fill, has "?" for a symbol that is not known (in DNA also N, in peptides X, where
+the alphabet has no such symbol), and ends in "..." where it goes on as the model will. A gap before the end may come
+out as the end: a model decides where its sequences stop.
+
 A record that is too long, empty, or holds a symbol that the alphabet does not have is left out and counted; the data
 card says how many were. If none is left, that is an error.
 """
@@ -23,12 +27,13 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
-from sfumato.domains.records import open_records
+from sfumato.domains.records import SUFFIXES, open_records
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, choose
 
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.")
 _FASTA = ("peptide", "dna")
+_GAPS = {"dna": "?N", "peptide": "?X"}
 DIALECTS = ("text", "peptide", "dna", "smiles")
 
 
@@ -122,6 +127,29 @@ class Sequences(Domain):
             end = row.index(0) if 0 in row else len(row)
             found.append("".join(self.alphabet[k - 1] for k in row[:end]))
         return found
+
+    def partial(self, given: str) -> Tensor:
+        """States (n, length) with -1 in the gaps, of a text such as "CC?c1ccccc1" or a file of them."""
+        path = Path(given)
+        is_file = path.suffix in SUFFIXES and path.is_file()
+        texts = open_records(Source(path=path, labels="none")).texts if is_file else (given,)
+        return torch.stack([self._gapped(text) for text in texts])
+
+    def _gapped(self, text: str) -> Tensor:
+        (length,) = self.shape
+        known = dict.fromkeys(_GAPS.get(self.dialect, "?"), -1)
+        known |= {symbol: k for k, symbol in enumerate(self.alphabet, 1)}
+        body = text.removesuffix("...")
+        symbols = self.cut(body.upper() if self.dialect in _FASTA else body)
+        if len(symbols) > length:
+            raise DataError(
+                f"{text!r} has {len(symbols)} symbols, and the model's sequences at most {length}"
+            )
+        state = torch.full((length,), 0 if body == text else -1)
+        state[: len(symbols)] = torch.tensor(
+            [known[choose(symbol, known, f"symbol in {text!r}", DataError)] for symbol in symbols]
+        )
+        return state
 
     def write(
         self,

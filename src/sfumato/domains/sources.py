@@ -187,6 +187,13 @@ def field_file(place: Source, wanted: Sequence[str]) -> tuple[Path, Sequence[str
     return file_in(folder, name), wanted or source.splits[place.split], about
 
 
+def score_file(place: Source) -> tuple[Path, str, dict[str, Any]]:
+    """The archive of a named source of music, the folder in it that holds the scores, and what the data card says."""
+    source, folder, about = _folder_of(place, "music")
+    (name,) = source.files
+    return file_in(folder, name), source.splits[place.split][0], about
+
+
 def open_named(place: Source) -> Found:
     """Look into a named source, fetching it if need be; its files are checked on every reading."""
     from sfumato.domains.readers import open_idx

@@ -1,8 +1,9 @@
-"""Editing: pictures that fit a measurement, an instruction or each other, from a model trained for none of it."""
+"""Editing: data that fit a measurement, an instruction or each other, from a model trained for none of it."""
 
 from .bridged import Replacing
 from .decoded import Decoded
 from .exact import exact_posterior
+from .filling import fill, fill_gaps
 from .guided import Look, Posterior
 from .inversion import change, interpolate, invert, levels_for_inversion, slerp
 from .linear import (
@@ -87,6 +88,8 @@ __all__ = [
     "conjugate_gradients",
     "downsample",
     "exact_posterior",
+    "fill",
+    "fill_gaps",
     "grey",
     "interpolate",
     "invert",

@@ -14,31 +14,23 @@ from sfumato.errors import DataError, choose
 from sfumato.evaluation.captioned import captioned_measures
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.music import music_measures
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
 from sfumato.evaluation.table import table_measures
 from sfumato.evaluation.video import video_measures
 
-
-def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
-    return sequence_measures(domain, domain.text(samples), labels, train, held)
-
-
-def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
-    return field_measures(domain, samples, train, held)
-
-
-def _video(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
-    return video_measures(domain, samples, train, held)
-
-
+# (domain, states, labels that were asked for or None, training and held-out examples) -> measures
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "captioned": captioned_measures,
-    "fields": _fields,
-    "sequences": _sequences,
+    "fields": lambda domain, x, asked, train, held: field_measures(domain, x, train, held),
+    "music": lambda domain, x, asked, train, held: music_measures(domain, x, train, held),
+    "sequences": lambda domain, x, asked, train, held: sequence_measures(
+        domain, domain.text(x), asked, train, held
+    ),
     "series": series_measures,
     "table": table_measures,
-    "video": _video,
+    "video": lambda domain, x, asked, train, held: video_measures(domain, x, train, held),
 }
 
 

@@ -159,3 +159,17 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     scale = 1 + z * z / n
     # At p = 0 and 1 the ends are exactly 0 and 1; rounding must not push them past the value itself.
     return min(max(0.0, (centre - half) / scale), p), max(min(1.0, (centre + half) / scale), p)
+
+
+def share(
+    name: str,
+    part: int,
+    whole: int,
+    floor: float | None = None,
+    note: str = "",
+    details: Mapping[str, Any] | None = None,
+) -> Measure:
+    """A share with Wilson's interval; of nothing it is 0, and nothing is known."""
+    value = part / whole if whole else 0.0
+    low, high = wilson(part, whole) if whole else (0.0, 1.0)
+    return Measure(name, value, low, high, max(whole, 1), "higher", floor, note, details or {})

@@ -5,6 +5,8 @@
     novelty      share of the different valid ones that the training set does not have
     length       Wasserstein-1 distance of lengths, in symbols, to the training set's
     agreement    share that a classifier, trained on real sequences, takes for the class that was asked for
+    FCD          of SMILES, the distance of the valid ones to held-out ones in ChemNet's features (`chemnet`)
+    recovery     of DNA with motifs, share that has the one that was asked for (`motifs`)
 
 The classifier is a logistic regression over how often each symbol, pair of symbols and pair at a distance of 2 to 4
 stands in a sequence; on held-out sequences, its own accuracy is the floor of its agreement.
@@ -18,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from sfumato.errors import DataError, MissingExtra
-from sfumato.evaluation.measure import Measure, wilson
+from sfumato.evaluation.measure import Measure, share
+from sfumato.evaluation.motifs import has_motifs, motif_recovery
 
 
 def canonical(text: str) -> str | None:
@@ -39,13 +42,6 @@ def wasserstein() -> Any:
     except ImportError:
         raise MissingExtra("scipy", "fields") from None
     return wasserstein_distance
-
-
-def share(name: str, part: int, whole: int, floor: float | None = None, note: str = "") -> Measure:
-    """A share with Wilson's interval; of nothing it is 0, and nothing is known."""
-    value = part / whole if whole else 0.0
-    low, high = wilson(part, whole) if whole else (0.0, 1.0)
-    return Measure(name, value, low, high, max(whole, 1), "higher", floor, note)
 
 
 def sequence_measures(
@@ -71,8 +67,14 @@ def sequence_measures(
         share("novelty", len(different - before), len(different), note="of the different valid ones"),
         _lengths(domain, texts, known, domain.text(held.raw)),
     ]
+    if smiles and len(valid) > 1:
+        from sfumato.evaluation.chemnet import frechet_chemnet
+
+        found.append(frechet_chemnet(valid, known, domain.text(held.raw)))
     if asked is not None and train.targets is not None:
         found.append(_agreement(domain, texts, asked, train, held))
+        if has_motifs(train):
+            found.append(motif_recovery(domain, texts, asked, train, held))
     return found
 
 
