@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sfumato.domains.laws import LawBroken, check_domain
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.series import Series
+    from sfumato.domains.shapes import Shapes
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
 
@@ -36,6 +37,7 @@ _HOMES = {
     "LawBroken": "laws",
     "Sequences": "sequences",
     "Series": "series",
+    "Shapes": "shapes",
     "Source": "source",
     "cache_folder": "cache",
     "check": "checks",
@@ -49,6 +51,7 @@ _DOMAINS = {
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
     "series": ("series", "Series"),
+    "shapes": ("shapes", "Shapes"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -64,6 +67,7 @@ __all__ = [
     "LawBroken",
     "Sequences",
     "Series",
+    "Shapes",
     "Source",
     "build_domain",
     "cache_folder",

@@ -4,8 +4,8 @@ A model sees x = (value - mean) / std, with one mean and deviation a channel ove
 differ in length, the state has one channel more, 1 while a series lasts and -1 behind its end, where its values are 0:
 a sample ends before the first time at which that channel is below 0, so how long series are is learned and not set.
 
-A series ends with the last time at which any channel has a value. One that is missing before is put on the straight line
-between its neighbours in time, or is the nearest where it has one neighbour, and the data card counts them as `filled`.
+A series ends with the last time at which any channel has a value. One that is missing before is put on the straight
+line between its neighbours in time, or is the nearest where it has one, and the data card counts them as `filled`.
 A series with a channel of which more than half is missing, or with fewer than two times, is left out and counted, as is
 one longer than a `length` that was asked for.
 """

@@ -15,6 +15,7 @@ from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
+from sfumato.evaluation.shapes import shape_measures
 
 
 def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
@@ -29,6 +30,7 @@ MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "fields": _fields,
     "sequences": _sequences,
     "series": series_measures,
+    "shapes": shape_measures,
 }
 
 
