@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.motion import Motion
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.series import Series
     from sfumato.domains.shapes import Shapes
@@ -35,6 +36,7 @@ _HOMES = {
     "ImageData": "image_data",
     "Images": "images",
     "LawBroken": "laws",
+    "Motion": "motion",
     "Sequences": "sequences",
     "Series": "series",
     "Shapes": "shapes",
@@ -49,6 +51,7 @@ _HOMES = {
 _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
+    "motion": ("motion", "Motion"),
     "sequences": ("sequences", "Sequences"),
     "series": ("series", "Series"),
     "shapes": ("shapes", "Shapes"),
@@ -65,6 +68,7 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "Motion",
     "Sequences",
     "Series",
     "Shapes",

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.meshes import PYBULLET, wheel_meshes
+from sfumato.domains.motion import wheel_clips
 from sfumato.domains.series_files import AEON, archive
 
 _SETS = (
@@ -77,4 +78,18 @@ ARRAYS["shapes"] = _BULLET | {
         "kind": "shapes",
     },
     "reads": wheel_meshes,
+}
+ARRAYS["motion"] = _BULLET | {
+    "card": {
+        "name": "motion",
+        "description": "15 clips of motion capture of a humanoid, 25 to 227 frames of 43 numbers, in five kinds",
+        "licence": "zlib (pybullet)",
+        "origin": "humanoid3d motions of DeepMimic, in pybullet 3.2.7",
+        "citation": "Peng, X. B. et al. (2018). DeepMimic: example-guided deep reinforcement learning of physics-based "
+        "character skills. ACM Transactions on Graphics 37(4)",
+        "count": 15,
+        "classes": tuple(sorted({"ground", "fight", "dance", "acrobatics", "getting up"})),
+        "kind": "motion",
+    },
+    "reads": wheel_clips,
 }

@@ -13,6 +13,7 @@ from typing import Any
 from sfumato.errors import DataError, choose
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.motion import motion_measures
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
 from sfumato.evaluation.shapes import shape_measures
@@ -28,6 +29,7 @@ def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> li
 
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "fields": _fields,
+    "motion": motion_measures,
     "sequences": _sequences,
     "series": series_measures,
     "shapes": shape_measures,
