@@ -1,9 +1,9 @@
 """What is missing of held-out series, drawn by posterior samplers of a model that never saw a gap.
 
-    python benchmarks/imputation.py BUNDLE [--series 60] [--draws 16] [--steps 20] [--methods pigdm moments] [--json FILE]
+    python benchmarks/imputation.py BUNDLE [--series 60] [--draws 16] [--steps 20] [--methods pigdm ..] [--json FILE]
 
-"half": a random half of all values is missing; "gap": a quarter of the times in the middle, in all channels. Every method
-sees the same values; the model is asked without labels. Over the missing values, in deviations of the data:
+"half": a random half of all values is missing; "gap": a quarter of the times in the middle, in all channels. Every
+method sees the same values; the model is asked without labels. Over the missing values, in deviations of the data:
 
     RMSE   of the mean of the draws
     CRPS   mean |x_i - y| - mean |x_i - x_j| / 2 over draws i != j: for one draw it is the absolute error
@@ -29,7 +29,7 @@ from sfumato.recipes.bench import Bench
 
 
 def scores(draws: np.ndarray, truth: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(squared error of the mean, CRPS) of each series: draws (n, m, length, channels), the rest (n, length, channels)."""
+    """(squared error of the mean, CRPS) of each series, of draws (n, m, length, channels); the rest without m."""
     m = draws.shape[1]
     error = (draws.mean(1) - truth) ** 2
     crps = np.abs(draws - truth[:, None]).mean(1)

@@ -20,8 +20,7 @@ import torch
 
 from sfumato.domains.motion import QUATERNIONS
 from sfumato.evaluation.manifold import nearest
-from sfumato.evaluation.measure import Measure
-from sfumato.evaluation.sequences import share
+from sfumato.evaluation.measure import Measure, wilson
 from sfumato.evaluation.series import gap, power_gap, spectra, value_gap
 
 
@@ -47,5 +46,6 @@ def motion_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any
     copied, floor = int((near < alike[which]).sum()), float((far < alike[other]).double().mean())
     middle = (float(part.median()) for part in (near, far))
     note = "the nearest training window is {:.1f} away (of held-out windows {:.1f})".format(*middle)
-    found.append(share("copies", copied, len(x), floor, note))
+    low, high = wilson(copied, len(x))
+    found.append(Measure("copies", copied / len(x), low, high, len(x), "lower", floor, note))
     return found

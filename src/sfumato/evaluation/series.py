@@ -27,7 +27,7 @@ from sfumato.evaluation.copying import copying
 from sfumato.evaluation.measure import Measure, interval
 from sfumato.evaluation.sequences import share, wasserstein
 
-RESAMPLES = 60
+RESAMPLES = 40
 POINTS, POWERS = 32, 16
 _LEAST = 1e-8
 
@@ -105,7 +105,7 @@ def value_gap(a: np.ndarray, b: np.ndarray) -> float:
     """Wasserstein-1 distance of values (n, length, channels) over the deviation of b, the mean of channels."""
     distance = wasserstein()
     pairs = [
-        (x.ravel()[:: max(x.size // 20_000, 1)], y.ravel()[:: max(y.size // 20_000, 1)])
+        (x.ravel()[:: max(x.size // 5_000, 1)], y.ravel()[:: max(y.size // 5_000, 1)])
         for x, y in zip(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0), strict=True)
     ]
     return float(np.mean([distance(x, y) / max(float(y.std()), _LEAST) for x, y in pairs]))
