@@ -276,7 +276,7 @@ def test_meshes_without_a_surface_are_left_out_and_counted(tmp_path: Path):
     (tmp_path / "cube.obj").write_text(obj())
     data = Shapes(points=8, draws=2).read(tmp_path)
     assert (len(data), data.card()["left_out"]) == (2, 5)
-    with pytest.raises(DataError, match="holds no meshes"):
+    with pytest.raises(DataError, match="holds 0 shapes"):
         Shapes().read(tmp_path / "nowhere")
     with pytest.raises(DataError, match="points must be a whole number"):
         Shapes(points=0)

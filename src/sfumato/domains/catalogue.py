@@ -300,5 +300,8 @@ SOURCES: dict[str, NamedSource] = {
     ),
     **TEXTS,
     **FIELDS,
-    **{name: NamedSource(**one | {"card": DataCard(**one["card"])}) for name, one in ARRAYS.items()},
+    **{
+        name: NamedSource(card=DataCard(**one["card"]), **{k: v for k, v in one.items() if k != "card"})
+        for name, one in ARRAYS.items()
+    },
 }

@@ -15,16 +15,16 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sfumato.domains.records import Texts, labelled_files
 from sfumato.domains.source import Source
 from sfumato.errors import DataError
 
 PYBULLET = "pybullet-3.2.7-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
 SUFFIXES = (".obj", ".off", ".ply")
-LARGEST = 1 << 26  # bytes of one file
-MOST = 100_000  # files
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,12 @@ def surface_points(mesh: Mesh, count: int, draw: np.random.Generator) -> np.ndar
     return (1 - root) * a + root * (1 - v) * b + root * v * c
 
 
-def open_meshes(place: Source) -> tuple[list[Mesh], int, dict]:
+def open_meshes(place: Source) -> tuple[list[Mesh], int, dict[str, Any]]:
     """(meshes with a surface, how many files hold none, what the data card says) of a named source, a folder or a file.
 
     Files in subfolders have their folder's name as label. Raises DataError naming what is wrong, if none can be used.
     """
-    if place.name is not None:
-        from sfumato.domains.sources import named_data
-
-        texts, about = named_data(place, "shapes")
-    else:
-        path = Path(str(place.path)).expanduser()
-        texts, about = _files(path), {"sources": [path.name]}
-    if place.limit is not None and place.limit < len(texts):
-        texts = [texts[k * len(texts) // place.limit] for k in range(place.limit)]
-    if place.licence:
-        about["licence"] = place.licence
+    texts, about = labelled_files(place, "shapes", SUFFIXES)
     kept, problem = [], None
     for name, text, label in texts:
         try:
@@ -82,22 +72,7 @@ def open_meshes(place: Source) -> tuple[list[Mesh], int, dict]:
     return kept, len(texts) - len(kept), about
 
 
-def _files(path: Path) -> list[tuple[str, str, str | None]]:
-    places = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not places or places[0].suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path} holds no meshes: their files end in {', '.join(SUFFIXES)}")
-    if len(places) > MOST:
-        raise DataError(f"{path} holds {len(places)} meshes; at most {MOST} are read")
-    found = []
-    for one in places:
-        if one.stat().st_size > LARGEST:
-            raise DataError(f"{one} is larger than {LARGEST} bytes")
-        label = one.parent.name if path.is_dir() and one.parent != path else None
-        found.append((one.name, one.read_text(encoding="utf-8", errors="replace"), label))
-    return found
-
-
-def wheel_meshes(folder: Path, split: str) -> list[tuple[str, str, str | None]]:
+def wheel_meshes(folder: Path, split: str) -> Texts:
     """(name, text, None) of the meshes in pybullet's wheel."""
     with zipfile.ZipFile(folder / PYBULLET) as archive:
         names = sorted(

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from sfumato.domains.drawn import COLOURS, FAINT, FINE, Drawn, canvas, reduced
 from sfumato.domains.examples import Examples
-from sfumato.domains.meshes import LARGEST, PYBULLET
+from sfumato.domains.meshes import PYBULLET
+from sfumato.domains.records import Texts, labelled_files, numbered
 from sfumato.domains.source import Source
-from sfumato.errors import DataError, choose
+from sfumato.errors import DataError
 
 # name: (parent, how many numbers, offset from the parent in quarters of a metre): pybullet_data/humanoid/humanoid.urdf
 JOINTS: dict[str, tuple[str | None, int, tuple[float, float, float]]] = {
@@ -101,14 +102,11 @@ class Motion(Drawn):
         from sfumato.domains.images import as_source
 
         place = as_source(source)
-        if place.name is not None:
-            from sfumato.domains.sources import named_data
-
-            texts, about = named_data(place, "motion")
-        else:
-            path = Path(str(place.path)).expanduser()
-            texts, about = _files(path), {"sources": [path.name]}
-        parts, names, labels, problem = [], [], [], None
+        texts, about = labelled_files(place, "motion", (".txt", ".json"))
+        parts: list[np.ndarray] = []
+        names: list[str] = []
+        labels: list[str | None] = []
+        problem: DataError | None = None
         for name, text, label in texts:
             try:
                 found = windows(at_rate(read_clip(name, text), self.rate), self.frames)
@@ -122,13 +120,11 @@ class Motion(Drawn):
             raise problem or DataError(f"no clip of {place.name or place.path} lasts {self.frames} frames")
         stored = np.concatenate(parts).astype(np.float32)
         classes, targets = (), None
-        if place.labels != "none" and None not in labels:
-            classes = self.classes or tuple(sorted(set(labels)))
-            known = [choose(label, classes, "class of the model", DataError) for label in labels]
-            targets = np.array([classes.index(label) for label in known], np.int64)
-        about = about | {"left_out": len(texts) - len(parts), "clips": len(parts)}
-        about |= {"licence": place.licence} if place.licence else {}
-        mean, std = (tuple(map(float, f(stored, axis=(0, 1), dtype=np.float64))) for f in (np.mean, np.std))
+        if None not in labels:
+            classes, targets = numbered(labels, self.classes)
+        about |= {"left_out": len(texts) - len(parts), "clips": len(parts)}
+        mean = tuple(stored.mean((0, 1), dtype=np.float64).tolist())
+        std = stored.std((0, 1), dtype=np.float64).tolist()
         domain = replace(
             self,
             mean=self.mean or mean,
@@ -260,23 +256,7 @@ def _same_side(values: np.ndarray) -> None:
         q[1:] *= np.cumprod(flips)[:, None]
 
 
-def _files(path: Path) -> list[tuple[str, str, str | None]]:
-    places = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".json"))
-    if not places:
-        raise DataError(f"{path} holds no clips: their files end in .txt or .json")
-    if large := next((one for one in places if one.stat().st_size > LARGEST), None):
-        raise DataError(f"{large} is larger than {LARGEST} bytes")
-    return [
-        (
-            one.name,
-            one.read_text(encoding="utf-8", errors="replace"),
-            one.parent.name if path.is_dir() and one.parent != path else None,
-        )
-        for one in places
-    ]
-
-
-def wheel_clips(folder: Path, split: str) -> list[tuple[str, str, str | None]]:
+def wheel_clips(folder: Path, split: str) -> Texts:
     """(name, text, kind of motion) of the humanoid's clips in pybullet's wheel."""
     with zipfile.ZipFile(folder / PYBULLET) as archive:
         return [

@@ -21,8 +21,9 @@ import torch
 from sfumato.domains.drawn import FAINT, FINE, Drawn, canvas, reduced
 from sfumato.domains.examples import Examples
 from sfumato.domains.meshes import Mesh, open_meshes, surface_points
+from sfumato.domains.records import numbered
 from sfumato.domains.source import Source
-from sfumato.errors import DataError, choose
+from sfumato.errors import DataError
 
 _SIDE = 112  # of a picture
 _LOOK = (0.6, 0.45)  # to the left, and down on it, in radians
@@ -65,10 +66,9 @@ class Shapes(Drawn):
             points = surface_points(scaled(mesh), self.draws * self.points, np.random.default_rng([0, k]))
             stored[k * self.draws : (k + 1) * self.draws] = points.reshape(self.draws, self.points, 3)
         classes, labels = (), None
-        if place.labels != "none" and all(mesh.label is not None for mesh in meshes):
-            classes = self.classes or tuple(sorted({str(mesh.label) for mesh in meshes}))
-            names = [choose(str(mesh.label), classes, "class of the model", DataError) for mesh in meshes]
-            labels = np.repeat(np.array([classes.index(name) for name in names], np.int64), self.draws)
+        if all(mesh.label is not None for mesh in meshes):
+            classes, each = numbered([mesh.label for mesh in meshes], self.classes)
+            labels = np.repeat(each, self.draws)
         groups = tuple(f"{k}" for k in range(len(meshes)) for _ in range(self.draws))
         return Examples(
             replace(self, classes=classes),

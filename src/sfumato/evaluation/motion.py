@@ -30,11 +30,11 @@ def motion_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any
         domain.encode(part).double()
         for part in (domain.decode(samples).numpy(), np.asarray(train.raw), np.asarray(held.raw))
     )
-    arrays = [part.numpy() for part in (made, real, unseen)]
-    found = [gap("values", value_gap, *arrays, "Wasserstein-1 distance in deviations")]
+    arrays = (made.numpy(), real.numpy(), unseen.numpy())
+    found = [gap("values", value_gap, arrays, "Wasserstein-1 distance in deviations")]
     for name, order in (("velocity", 1), ("acceleration", 2)):
         powers = [spectra(np.diff(part, n=order, axis=1)) for part in arrays]
-        found.append(gap(name, power_gap, *powers, "mean |log10 ratio| of powers; .1 is 26 %"))
+        found.append(gap(name, power_gap, powers, "mean |log10 ratio| of powers; .1 is 26 %"))
     raw = samples.float().cpu() * torch.tensor(domain.std) + torch.tensor(domain.mean)
     off = torch.stack([raw[..., k : k + 4].norm(dim=-1) - 1 for k in QUATERNIONS]).abs().mean((0, 2)).numpy()
     half = 1.96 * float(off.std(ddof=1)) / len(off) ** 0.5 if len(off) > 1 else 0.0
