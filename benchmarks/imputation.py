@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=60)
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", default=["ddnm", "pigdm", "moments"])
+    parser.add_argument("--methods", nargs="+", default=["ddnm", "pigdm"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     bench = Bench(given.bundle)
