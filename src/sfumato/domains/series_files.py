@@ -47,6 +47,7 @@ def open_series(place: Source) -> SeriesTable:
     """The series at a source, a named one or a file. Raises DataError naming the place and what is wrong."""
     if place.hub is not None:
         raise DataError("series are read from a named source or a file, not from the Hub")
+    about: dict[str, Any]
     if place.name is not None:
         from sfumato.domains.sources import named_data
 

@@ -14,9 +14,11 @@ from sfumato.errors import DataError, choose
 from sfumato.evaluation.captioned import captioned_measures
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.motion import motion_measures
 from sfumato.evaluation.music import music_measures
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
+from sfumato.evaluation.shapes import shape_measures
 from sfumato.evaluation.table import table_measures
 from sfumato.evaluation.video import video_measures
 
@@ -24,11 +26,13 @@ from sfumato.evaluation.video import video_measures
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "captioned": captioned_measures,
     "fields": lambda domain, x, asked, train, held: field_measures(domain, x, train, held),
+    "motion": motion_measures,
     "music": lambda domain, x, asked, train, held: music_measures(domain, x, train, held),
     "sequences": lambda domain, x, asked, train, held: sequence_measures(
         domain, domain.text(x), asked, train, held
     ),
     "series": series_measures,
+    "shapes": shape_measures,
     "table": table_measures,
     "video": lambda domain, x, asked, train, held: video_measures(domain, x, train, held),
 }
