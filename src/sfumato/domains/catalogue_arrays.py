@@ -63,7 +63,7 @@ ARRAYS: dict[str, dict[str, Any]] = {
 _BULLET = {
     "files": {PYBULLET: ("5d858abf7c12a21ef3ed351cf81dac1b5e486ec25c9ab59bfc84beb89034edff", 103_196_742)},
     "splits": {"train": ()},
-    "ways": (w.Wheel("pybullet", "3.2.7", "manylinux2014_x86_64", "3.11"),),
+    "ways": (w.Wheel("pybullet", "3.2.7", platform="manylinux2014_x86_64", python="3.11"),),
     "shelf": "pybullet",
 }
 ARRAYS["shapes"] = _BULLET | {
