@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from ..errors import SolverError, choose
 from ..processes import Gaussian, Level, Prediction, Rows
+from ..processes.gaussian import fit
 from ..processes.laws import require
 
 Condition = Mapping[str, Tensor] | None
+EDGE = 1e-6  # below this sigma, what is known to be noise is rounding
 LOG_SNR_LIMIT = 20.0  # beyond it a noise level is indistinguishable from the end of the schedule in float32
 
 
@@ -80,12 +82,23 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         level = self.process.level(t)
-        scaled, seen = self.process.view(x_t, level)
+        inside = self._inside(x_t, condition)
+        scaled, seen = self.process.view(inside, level)
         out = self.network(scaled, noise_level(level, x_t).to(x_t.dtype), condition)
+        if inside is not x_t:
+            out = self._inside(out.to(x_t.dtype), condition)
+            noise = (x_t - inside) * fit(1 / rows(level, x_t).sigma.clamp(min=EDGE), x_t)
+            b = self.process.row(self.parameterisation, level)[1]
+            out, seen = out + fit(b, x_t) * noise, x_t
         variance = None
         if self.learned_variance:
             out, variance = out.chunk(2, dim=1)
         return answered(self.process, self.parameterisation, out, (x_t, seen), level, variance)
+
+
+    def _inside(self, x: Tensor, condition: Condition) -> Tensor:
+        project = getattr(self.network, "project", None)
+        return x if project is None else project(x, condition)
 
 
 def answered(

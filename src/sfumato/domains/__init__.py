@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.molecules import Molecules
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
@@ -33,6 +34,7 @@ _HOMES = {
     "ImageData": "image_data",
     "Images": "images",
     "LawBroken": "laws",
+    "Molecules": "molecules",
     "Sequences": "sequences",
     "Source": "source",
     "cache_folder": "cache",
@@ -45,6 +47,7 @@ _HOMES = {
 _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
+    "molecules": ("molecules", "Molecules"),
     "sequences": ("sequences", "Sequences"),
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "Molecules",
     "Sequences",
     "Source",
     "build_domain",

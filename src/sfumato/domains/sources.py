@@ -180,6 +180,13 @@ def field_file(place: Source, wanted: Sequence[str]) -> tuple[Path, Sequence[str
     return file_in(folder, name), wanted or source.splits[place.split], about
 
 
+def molecule_file(place: Source) -> tuple[Path, dict[str, Any]]:
+    """The file of a named source of molecules, and what the data card is to say."""
+    source, folder, about = _folder_of(place, "molecules")
+    (name,) = source.files
+    return file_in(folder, name), about
+
+
 def open_named(place: Source) -> Found:
     """Look into a named source, fetching it if need be; its files are checked on every reading."""
     from sfumato.domains.readers import open_idx

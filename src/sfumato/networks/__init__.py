@@ -18,12 +18,14 @@ from torch import nn
 from .autoencoder import AutoEncoder, PatchCritic, RandomFeatures
 from .classifier import NoiseClassifier
 from .dit import DiT
+from .egnn import EGNN
 from .embeddings import Conditioning, FourierFeatures
 from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
 
 __all__ = [
+    "EGNN",
     "KINDS",
     "AutoEncoder",
     "Conditioning",
@@ -45,6 +47,7 @@ __all__ = [
 KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
+    "egnn": EGNN,
     "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,
