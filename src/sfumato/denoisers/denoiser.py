@@ -78,6 +78,8 @@ class Denoiser(nn.Module):
         self.parameterisation = choose(parameterisation, process.names, "parameterisation", SolverError)
         if learned_variance and not isinstance(process, Gaussian):
             raise SolverError("a learned variance belongs to the chain of a gaussian process: leave it out")
+        if hasattr(network, "project") and not isinstance(process, Gaussian):
+            raise SolverError("a network that says where its data live (`project`) needs a gaussian process")
         self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:

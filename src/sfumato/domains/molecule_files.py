@@ -115,12 +115,13 @@ def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
         try:
             count = int(lines[k])
             rows = [line.split() for line in lines[k + 2 : k + 2 + count]]
-            k += max(count, 0) + 2
             if len(rows) < count or any(len(row) < 4 for row in rows):
                 raise ValueError("a block that is cut off")
             yield _atoms(rows), {}
+            k += count + 2
         except ValueError:
             yield None
+            k += 1
             while k < len(lines) and not lines[k].strip().isdigit():  # on to what may be the next
                 k += 1
 

@@ -132,7 +132,7 @@ class Molecules(Domain):
         x = samples.float().cpu().numpy()
         found = []
         for one in x:
-            held = np.abs(one).max(1) > 0.02 * self.weight  # what is no atom is zero but for rounding
+            held = np.abs(one).max(1) > 0.1 * self.weight  # what is no atom is zero but for rounding
             kinds = one[held, 3:].argmax(1)
             found.append((tuple(self.elements[k] for k in kinds), one[held, :3].astype(np.float64) * self.scale))
         return found
@@ -257,16 +257,16 @@ def _each(value: Any, name: str, count: int) -> Tensor:
 
 
 def _figures(stored: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
-    """counts, mean, std, means and stds of data; where a number of atoms is rare, the figures are those of all."""
+    """counts, mean, std, means and stds of data, deviations a little widened; without molecules of a size, of all."""
     number, values = (stored["atoms"] > 0).sum(1), stored["properties"].astype(np.float64)
     sizes = np.arange(1, stored["atoms"].shape[1] + 1)
     mean, std = np.nanmean(values, 0), np.maximum(np.nanstd(values, 0), 1e-6)
     means, stds = np.tile(mean, (len(sizes), 1)), np.tile(std, (len(sizes), 1))
     for k, size in enumerate(sizes):
         part = values[number == size]
-        if len(part) >= 10:
+        if len(part):
             means[k] = np.nanmean(part, 0)
-            stds[k] = np.maximum(np.nanstd(part, 0), 0.02 * std)
+            stds[k] = np.nanstd(part, 0) + 0.02 * std
     return {
         "counts": tuple(int((number == size).sum()) for size in sizes),
         "mean": tuple(mean.tolist()), "std": tuple(std.tolist()),

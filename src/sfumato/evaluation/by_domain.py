@@ -13,6 +13,7 @@ from typing import Any
 from sfumato.errors import DataError, choose
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.molecules import molecule_measures
 from sfumato.evaluation.sequences import sequence_measures
 
 
@@ -24,7 +25,15 @@ def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> li
     return field_measures(domain, samples, train, held)
 
 
-MEASURES: dict[str, Callable[..., list[Measure]]] = {"fields": _fields, "sequences": _sequences}
+def _molecules(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
+    return molecule_measures(domain, domain.molecules(samples), train, held)
+
+
+MEASURES: dict[str, Callable[..., list[Measure]]] = {
+    "fields": _fields,
+    "molecules": _molecules,
+    "sequences": _sequences,
+}
 
 
 class DomainJudge:
