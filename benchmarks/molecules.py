@@ -1,9 +1,9 @@
-"""Molecules of a trained model: how many are stable and valid, and whether they have the property that they were asked for.
+"""Molecules of a trained model: how many are stable and valid, and whether they have the property asked for.
 
     python benchmarks/molecules.py RUN [count]          RUN: a run folder of the recipe qm9
 
-The wishes are the property and the number of atoms of held-out molecules, or the property alone: then the model's domain
-draws the number of atoms.
+The wishes are the property and the number of atoms of held-out molecules, or the property alone: then the model's
+domain draws the number of atoms.
 """
 
 from __future__ import annotations

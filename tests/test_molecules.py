@@ -1,9 +1,10 @@
-"""Molecules in space: bonds are what chemistry says, a turned molecule is the same one, and files are read as written."""
+"""Molecules in space: bonds are chemistry's, a turned molecule is the same one, and files are read as written."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato import bundle
 from sfumato.denoisers import Denoiser, check_denoiser
+from sfumato.domains import build_domain
 from sfumato.domains.bonds import bond_orders, built, formula, smiles, stable_atoms
 from sfumato.domains.examples import Examples
 from sfumato.domains.molecule_files import to_sdf
@@ -75,7 +77,13 @@ def data(tmp_path_factory) -> Examples:
 
 
 def test_bonds_are_those_of_known_molecules_however_they_are_turned():
-    for name, text in (("water", "O"), ("methane", "C"), ("ethene", "C=C"), ("acid", "C#N"), ("fluorine", "FF")):
+    for name, text in (
+        ("water", "O"),
+        ("methane", "C"),
+        ("ethene", "C=C"),
+        ("acid", "C#N"),
+        ("fluorine", "FF"),
+    ):
         elements, positions = known(name)
         order = np.random.default_rng(1).permutation(len(elements))
         turned = (tuple(elements[k] for k in order), (positions @ turn() + 7.0)[order])
@@ -85,7 +93,9 @@ def test_bonds_are_those_of_known_molecules_however_they_are_turned():
         far = (elements, positions * 1.3)
         assert not stable_atoms(far).any()
     assert formula("HHOCFC") == "C2H2FO"
-    assert built((("H", "H", "H"), np.array([[0, 0, 0], [0.7, 0, 0], [-0.7, 0, 0]]))) is None  # two bonds to one H
+    assert (
+        built((("H", "H", "H"), np.array([[0, 0, 0], [0.7, 0, 0], [-0.7, 0, 0]]))) is None
+    )  # two bonds to one H
     two = (known("water")[0] * 2, np.concatenate([known("water")[1], known("water")[1] + 9.0]))
     assert smiles(two) == ("O", 2)
     assert bond_orders((("C", "Xx"), np.array([[0, 0, 0], [1.0, 0, 0]]))).sum() == 0
@@ -138,7 +148,7 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path):
         ("a.xyz", {"properties": ("atoms",)}, "no property is called"),
     ):
         with pytest.raises(DataError, match=message):
-            Molecules(**settings).read(tmp_path / name)
+            build_domain("molecules", **settings).read(tmp_path / name)
 
 
 # --- the domain ---
@@ -230,7 +240,8 @@ def test_what_is_said_turns_with_the_molecule_and_goes_with_its_atoms(denoiser: 
 
 def test_what_lies_outside_of_the_data_is_known_to_be_noise(denoiser: Denoiser):
     """x_0 = 0 there whatever the network says, and so the loss has no part of it."""
-    network, told = denoiser.network, {"count": COUNT}
+    network: Any = denoiser.network
+    told = {"count": COUNT}
     process, eps = denoiser.process, noisy(1)
     x0 = network.project(noisy(2), told)
     assert torch.allclose(network.project(x0, told), x0, atol=1e-6)
@@ -241,8 +252,10 @@ def test_what_lies_outside_of_the_data_is_known_to_be_noise(denoiser: Denoiser):
         inside = network.project(said.x0, told)
         assert torch.allclose(said.x0, inside, atol=1e-5)
         outside = eps - network.project(eps, told)
-        assert torch.allclose(said.eps - network.project(said.eps, told), outside, atol=1e-3)  # rounding over 1e-3
-    objective = build_objective("denoising")
+        assert torch.allclose(
+            said.eps - network.project(said.eps, told), outside, atol=1e-3
+        )  # rounding over 1e-3
+    objective: Any = build_objective("denoising")
     error = objective.error(said, x0, eps)
     target = eps - x0
     inside_only = network.project(said.value, told) - network.project(target, told)
@@ -251,30 +264,32 @@ def test_what_lies_outside_of_the_data_is_known_to_be_noise(denoiser: Denoiser):
 
 def test_sampling_is_that_without_a_centre_of_mass(denoiser: Denoiser):
     """The same from all of the noise as from the part of it where data live, and it ends there."""
+    network: Any = denoiser.network
     told, noise = {"count": COUNT}, Noise(3, 4)
 
     class Centred(nn.Module):  # the same network where it is never shown anything else
         def __init__(self) -> None:
             super().__init__()
-            self.inner = denoiser.network
+            self.inner = network
 
-        def forward(self, x: Tensor, level: Tensor, condition: object = None) -> Tensor:
-            return self.inner.project(self.inner(x, level, condition), condition)
+        def forward(self, x: Tensor, level: Tensor, condition: Any = None) -> Tensor:
+            return network.project(network(x, level, condition), condition)
 
     class Projected:  # noise that has no part outside
-        def __getattr__(self, name: str) -> object:
+        def __getattr__(self, name: str) -> Any:
             found = getattr(noise, name)
             if name == "at":
                 return lambda step: _Step(found(step))
             return found
 
     class _Step:
-        def __init__(self, inner: object) -> None:
+        def __init__(self, inner: Any) -> None:
             self.inner = inner
 
         def normal(self, like: Tensor, stream: int = 0) -> Tensor:
-            return denoiser.network.project(self.inner.normal(like, stream), told)
+            return network.project(self.inner.normal(like, stream), told)
 
+    projected: Any = Projected()
     bare = Denoiser(Centred(), denoiser.process, "velocity")
     for kind in ("heun", "ancestral"):
         settings = {
@@ -284,10 +299,10 @@ def test_sampling_is_that_without_a_centre_of_mass(denoiser: Denoiser):
         }
         with torch.no_grad():
             whole = sample(denoiser, noise, (6, 8), **settings)
-            free = sample(bare, Projected(), (6, 8), **settings)
+            free = sample(bare, projected, (6, 8), **settings)
         assert float(whole.abs().max()) > 0.1
         assert torch.allclose(whole, free, atol=1e-4 * float(whole.abs().max()))
-        assert torch.allclose(whole, denoiser.network.project(whole, told), atol=1e-5)
+        assert torch.allclose(whole, network.project(whole, told), atol=1e-5)
         assert float(whole[1, 4:].abs().max()) < 1e-6
 
 
@@ -307,7 +322,9 @@ def test_measures_of_molecules_catch_what_is_wrong_with_them(data: Examples):
 
     real = data.domain.molecules(held.tensor())
     found = judged(real)
-    assert found["atom stability"] == found["molecule stability"] == found["validity"] == found["connected"] == 1
+    assert (
+        found["atom stability"] == found["molecule stability"] == found["validity"] == found["connected"] == 1
+    )
     assert found["novelty"] == 0  # these are all of the same five
     assert found["uniqueness"] == len({smiles(one) for one in real}) / len(real)
     methane = ("C", *"HHHH")
@@ -360,12 +377,13 @@ def model(tmp_path_factory) -> Model:
 
 
 def test_a_model_of_molecules_is_trained_kept_and_asked(model: Model):
+    domain: Any = model.domain
     samples = model.sample(12, condition={"mass": 5.0}, guidance=1.5)
-    assert {len(one) for one, _ in model.domain.molecules(samples)} == {5}
+    assert {len(one) for one, _ in domain.molecules(samples)} == {5}
     free = model.sample(12)
     assert torch.allclose(model.sample(indices=[7])[0], free[7], atol=1e-5)
     assert float(free[..., :3].sum(1).abs().max()) < 1e-4
-    picture = model.domain.picture(free, 4)
+    picture = domain.picture(free, 4)
     assert picture.size == (640, 480)
     with pytest.raises(BundleError, match="did you mean 'mass'"):
         model.sample(2, condition={"masss": 3})
@@ -373,7 +391,8 @@ def test_a_model_of_molecules_is_trained_kept_and_asked(model: Model):
 
 def test_a_scaffold_is_held_by_the_editing_that_there_is(model: Model):
     """The first k atoms, up to where they stand: their elements, and positions about their own mean."""
-    k, shape = 3, model.domain.shape
+    domain: Any = model.domain
+    k, shape = 3, domain.shape
 
     def forward(x: Tensor) -> Tensor:
         held = x[:, :k]
@@ -384,10 +403,10 @@ def test_a_scaffold_is_held_by_the_editing_that_there_is(model: Model):
 
     operator = MatrixFree(forward, backward, shape)
     check_operator(operator)
-    real = Molecules.read(model.domain, Path(str(model.info["recipe"]["data"]["source"])))
+    real = domain.read(Path(str(model.info["recipe"]["data"]["source"])))
     y = measure(operator, real.tensor()[2:3].repeat(4, 1, 1)).y  # of ethene the carbons and a hydrogen
     for method in ("ddnm", "replacement"):
         made = restore(model, operator, y, method=method, condition={"atoms": 6}, steps=8)
         assert torch.allclose(operator(made), y, atol=1e-5)
         assert float(made[:, k:].std(0).max()) > 1e-2  # the rest is drawn
-        assert all(one[0][:k] == ("C", "C", "H") for one in model.domain.molecules(made))
+        assert all(one[0][:k] == ("C", "C", "H") for one in domain.molecules(made))

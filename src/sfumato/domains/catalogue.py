@@ -162,11 +162,11 @@ MOLECULES = {
     "qm9": NamedSource(
         card=DataCard(
             name="qm9",
-            description="130,831 molecules of up to 9 atoms of C, N, O and F with their hydrogens: positions, properties",
+            description="130,831 molecules of up to 9 atoms of C, N, O, F and their hydrogens: positions, properties",
             licence="CC0 (QM9, by way of figshare); table in qm9pack under MIT",
             origin="QM9, geometries and properties by density functional theory (B3LYP), in qm9pack 1.0.3",
-            citation="Ramakrishnan, R., Dral, P. O., Rupp, M. & von Lilienfeld, O. A. (2014). Quantum chemistry structures "
-            "and properties of 134 kilo molecules. Scientific Data 1:140022",
+            citation="Ramakrishnan, R., Dral, P. O., Rupp, M. & von Lilienfeld, O. A. (2014). Quantum chemistry "
+            "structures and properties of 134 kilo molecules. Scientific Data 1:140022",
             count=130_831,
             kind="molecules",
         ),

@@ -171,7 +171,12 @@ def to_sdf(molecule: Molecule, title: str, bonds: bool = True) -> str:
         raise DataError(f"an SDF record holds at most {MOST} atoms, not {len(elements)}")
     orders = np.triu(bond_orders(molecule)) if bonds else np.zeros((0, 0))
     pairs = list(zip(*np.nonzero(orders), strict=True))
-    lines = [title, "  sfumato           3D", "", f"{len(elements):3d}{len(pairs):3d}  0  0  0  0  0  0  0  0999 V2000"]
+    lines = [
+        title,
+        "  sfumato           3D",
+        "",
+        f"{len(elements):3d}{len(pairs):3d}  0  0  0  0  0  0  0  0999 V2000",
+    ]
     for element, (x, y, z) in zip(elements, positions, strict=True):
         lines.append(f"{x:10.4f}{y:10.4f}{z:10.4f} {element:<3} 0  0  0  0  0  0  0  0  0  0  0  0")
     lines += [f"{i + 1:3d}{j + 1:3d}{int(orders[i, j]):3d}  0" for i, j in pairs]

@@ -1,7 +1,7 @@
 """Molecules in space: each atom an element and a position, all hydrogens among them.
 
-A state is (atoms, 3 + elements): the positions about their mean, in units of `scale` angstrom, and `weight` at the place
-of the element; places beyond a molecule's number of atoms hold zeros. Weighing elements low lets sampling settle where
+A state is (atoms, 3 + elements): the positions about their mean, in units of `scale` angstrom, and `weight` at the
+place of the element; places beyond a molecule's number of atoms hold zeros. Weighing elements low lets sampling settle where
 atoms are before what they are (Hoogeboom et al. 2022, arXiv:2203.17003, section 3.3).
 
 How many atoms there are is told to the network, in training and in sampling, as the slot "count"; nobody needs to ask
@@ -92,7 +92,9 @@ class Molecules(Domain):
         most = self.atoms or min(max(len(one) for one, _ in found.molecules), 999)
         number = {e: k for k, e in enumerate(elements, 1)}
         kept = [
-            k for k, (one, _) in enumerate(found.molecules) if len(one) <= most and all(e in number for e in one)
+            k
+            for k, (one, _) in enumerate(found.molecules)
+            if len(one) <= most and all(e in number for e in one)
         ]
         if not kept:
             strange = next((e for one, _ in found.molecules for e in one if e not in number), None)
@@ -134,7 +136,9 @@ class Molecules(Domain):
         for one in x:
             held = np.abs(one).max(1) > 0.1 * self.weight  # what is no atom is zero but for rounding
             kinds = one[held, 3:].argmax(1)
-            found.append((tuple(self.elements[k] for k in kinds), one[held, :3].astype(np.float64) * self.scale))
+            found.append(
+                (tuple(self.elements[k] for k in kinds), one[held, :3].astype(np.float64) * self.scale)
+            )
         return found
 
     # -- what may be asked for --------------------------------------------------------------------------------------
@@ -168,7 +172,9 @@ class Molecules(Domain):
         atoms = 1 + (chance.cumsum(1) <= u[:, None]).sum(1).clamp(max=len(self.counts) - 1)
         if "atoms" in wanted:
             atoms = wanted["atoms"].long()
-            if bool((atoms != wanted["atoms"]).any()) or not 1 <= atoms.min() <= atoms.max() <= len(self.counts):
+            if bool((atoms != wanted["atoms"]).any()) or not 1 <= atoms.min() <= atoms.max() <= len(
+                self.counts
+            ):
                 raise DataError(f"atoms must be whole numbers from 1 to {len(self.counts)}")
         told = {"count": atoms}
         if any(name in wanted for name in self.properties):

@@ -48,7 +48,7 @@ def _stability(molecules: Sequence[Molecule]) -> tuple[np.ndarray, np.ndarray]:
 def molecule_measures(
     domain: Any, molecules: Sequence[Molecule], train: Any, held: Any, most: int = _MOST
 ) -> list[Measure]:
-    """The measures of sampled molecules. train, held: `Examples` of the domain; novelty asks at most `most` of train."""
+    """The measures of sampled molecules. train, held: `Examples`; novelty asks at most `most` of train."""
     draw = np.random.default_rng(0)
     n = len(molecules)
     real = domain.molecules(held.tensor(np.sort(draw.permutation(len(held))[: max(n, 100)])))
@@ -156,7 +156,9 @@ def property_error(judge: PropertyJudge, molecules: Sequence[Molecule], asked: n
     spread = [gaps[draw.integers(0, len(gaps), len(gaps))].mean() for _ in range(200)]
     low, high = interval(value, spread, (0.0, np.inf))
     random = float(np.abs(judge.held[None] - np.asarray(asked)[:, None]).mean())
-    note = f"of the judge, {judge.error:.3g} on held-out molecules; molecules drawn at random score {random:.3g}"
+    note = (
+        f"of the judge, {judge.error:.3g} on held-out molecules; molecules drawn at random score {random:.3g}"
+    )
     return Measure(
         f"{judge.name} error", value, low, high, len(gaps), "lower", judge.error, note, {"random": random}
     )

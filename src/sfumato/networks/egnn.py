@@ -161,7 +161,9 @@ class EGNN(nn.Module):
         count = (condition or {}).get("count")
         if count is None or count.shape != (len(x),):
             said = "none" if count is None else f"of shape {tuple(count.shape)}"
-            raise ValueError(f"this network is told how many points there are, 'count' ({len(x)},), not {said}")
+            raise ValueError(
+                f"this network is told how many points there are, 'count' ({len(x)},), not {said}"
+            )
         return torch.arange(self.length, device=x.device) < count[:, None]
 
     def project(self, x: Tensor, condition: Mapping[str, Tensor] | None) -> Tensor:
@@ -175,9 +177,10 @@ class EGNN(nn.Module):
         self, x: Tensor, noise_level: Tensor, condition: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Answer for every sample from that sample alone; see the class for shapes."""
-        if tuple(x.shape[1:]) != (self.length, self.config['in_channels']):
+        wanted = (self.length, self.config["in_channels"])
+        if tuple(x.shape[1:]) != wanted:
             raise ValueError(
-                f"this network was built for x of (batch, {self.length}, {self.config['in_channels']}), got {tuple(x.shape)}"
+                f"this network was built for x of (batch, {wanted[0]}, {wanted[1]}), got {tuple(x.shape)}"
             )
         mask = self.mask(x, condition)
         told = {name: value for name, value in (condition or {}).items() if name != "count"}
