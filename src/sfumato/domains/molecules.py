@@ -1,8 +1,8 @@
 """Molecules in space: each atom an element and a position, all hydrogens among them.
 
 A state is (atoms, 3 + elements): the positions about their mean, in units of `scale` angstrom, and `weight` at the
-place of the element; places beyond a molecule's number of atoms hold zeros. Weighing elements low lets sampling settle where
-atoms are before what they are (Hoogeboom et al. 2022, arXiv:2203.17003, section 3.3).
+place of the element; places beyond a molecule's number of atoms hold zeros. Weighing elements low lets sampling settle
+where atoms are before what they are (Hoogeboom et al. 2022, arXiv:2203.17003, section 3.3).
 
 How many atoms there are is told to the network, in training and in sampling, as the slot "count"; nobody needs to ask
 for it. Left open, it is drawn from how often each number is among the data, p(n), and where a property a is asked for,

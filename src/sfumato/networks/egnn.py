@@ -76,10 +76,9 @@ class Block(nn.Module):
         self.modulation = zeroed(nn.Linear(embedding, 6 * width + 1))
 
     def forward(
-        self, h: Tensor, v: Tensor, seen: tuple[Tensor, Tensor], embedding: Tensor, mask: Tensor
+        self, h: Tensor, v: Tensor, bumps: Tensor, r: Tensor, embedding: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(h (batch, n, width), v (batch, n, 3, vectors), shift of positions); seen: bumps and r of all pairs."""
-        bumps, r = seen
+        """(h (batch, n, width), v (batch, n, 3, vectors), shift of positions); bumps, r: of all pairs."""
         width = h.shape[2]
         a1, b1, g1, a2, b2, g2, g = self.modulation(embedding)[:, None].split([*[width] * 6, 1], dim=2)
         z = rms_norm(h) * (1 + a1) + b1
@@ -192,8 +191,8 @@ class EGNN(nn.Module):
         distance, r = between(start)
         first = bumps = self.pairs(distance)
         for block in self.blocks:
-            seen = torch.cat([first, bumps], 3), r
-            h, v, shift = run(self.checkpointing, block, h, v, seen, embedding, mask)
+            both = torch.cat([first, bumps], 3)
+            h, v, shift = run(self.checkpointing, block, h, v, both, r, embedding, mask)
             distance, r = between(start + shift.to(start.dtype))
             bumps = self.pairs(distance)
         scale, shift, stay, keep = self.modulation(embedding)[:, None].split(
