@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,11 @@ from sfumato.denoisers import Denoiser, check_denoiser
 from sfumato.domains import build_domain
 from sfumato.domains.bonds import bond_orders, built, formula, smiles, stable_atoms
 from sfumato.domains.examples import Examples
-from sfumato.domains.molecule_files import to_sdf
+from sfumato.domains.molecule_files import open_qm9, to_sdf
 from sfumato.domains.molecules import Molecules
 from sfumato.editing.operator import MatrixFree, check_operator, measure
 from sfumato.editing.restore import restore
-from sfumato.errors import BundleError, DataError, SolverError
+from sfumato.errors import BundleError, DataError, MissingExtra, SolverError
 from sfumato.evaluation.molecules import PropertyJudge, descriptors, molecule_measures, property_error
 from sfumato.model import Model
 from sfumato.networks import build
@@ -151,6 +154,28 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path):
             build_domain("molecules", **settings).read(tmp_path / name)
 
 
+def test_the_table_of_qm9_is_read_by_its_columns_and_a_bad_row_is_counted(tmp_path: Path):
+    path = tmp_path / "some.whl"
+    columns = ("Elements", "XYZ_Ang", "Polarizability_bohr3", "HOMO_LUMO_gap_au")
+    elements, positions = known("water")
+    with zipfile.ZipFile(path, "w") as archive:
+        for part in (1, 2, 3):
+            lines = [(str(list(elements)), str(positions.tolist()), "6.31", "0.3615")] * 2
+            lines.append(("['O', 'H']", str(positions.tolist()), "6.31", "0.3615"))
+            with (tmp_path / "part.csv").open("w") as file:
+                csv.writer(file).writerows([columns, *lines])
+            archive.write(tmp_path / "part.csv", f"qm9pack/data/qm9_part{part}.csv")
+    found = open_qm9(path, ("gap", "polarizability"))
+    assert (len(found.molecules), found.bad) == (6, 3)
+    assert found.molecules[5][0] == elements
+    assert np.array_equal(found.molecules[5][1], positions)
+    assert found.properties[0] == pytest.approx([0.3615 * 27.2114, 6.31])
+    with pytest.raises(DataError, match="did you mean 'gap'"):
+        open_qm9(path, ("gab",))
+    with pytest.raises(DataError, match="no wheel of qm9pack"):
+        open_qm9(tmp_path / "part.csv", ())
+
+
 # --- the domain ---
 
 
@@ -186,6 +211,16 @@ def test_the_number_of_atoms_is_drawn_as_in_the_data_unless_it_is_said(data: Exa
     ):
         with pytest.raises(DataError, match=message):
             data.domain.asked(given, noise)
+
+
+def test_without_rdkit_a_molecule_is_its_formula(data: Examples, monkeypatch: pytest.MonkeyPatch):
+    for name in ("rdkit", "rdkit.Chem"):
+        monkeypatch.setitem(sys.modules, name, None)
+    x = data.tensor()[:3]
+    assert data.domain.text(x) == ["H2O", "CH4", "C2H4"]
+    assert data.domain.picture(x).size[1] < 160  # lines of text
+    with pytest.raises(MissingExtra, match="molecules"):
+        molecule_measures(data.domain, data.domain.molecules(x), data, data)
 
 
 # --- the network, and a denoiser that knows where its data live ---
