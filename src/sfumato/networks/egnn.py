@@ -12,12 +12,15 @@ pair is made of its distance and of both points' numbers, with r_ij = (x_i - x_j
     e_ij = silu(W phi(d_ij) + A h_i + B h_j)                                      a narrow vector, for n^2 pairs
     a_ij = softmax_j(q_i k_j + w e_ij)                                            attention
     h_i  <- h_i + W (sum_j a_ij (v_j, e_ij)),      V_i <- V_i + sum_j (U e_ij) r_ij
-    h_i  <- h_i + MLP(h_i, <P V_i, Q V_i>),        V_i <- V_i + MLP'(...) P V_i    at each point alone
-    x_i  <- x_i + g(noise level) w V_i                                            where distances are taken next
+    h_i  <- h_i + MLP(h_i, <P V_i, Q V_i>),        V_i <- V_i + MLP'(...) Q V_i    at each point alone
+    x_i  <- x_i + g(noise level) MLP''(...) Q V_i                                 where distances are taken next
 
 and all branches are modulated by noise level and condition as in `dit`. That is the equivariant graph network of
 Satorras et al. 2021 (arXiv:2102.09844) with its work moved from pairs to points: wide layers see n points, and only
 narrow ones n^2 pairs. The vectors are those of Schütt et al. 2021 (PaiNN, arXiv:2102.03150), section 3.
+
+Wherever vectors are used they are brought to unit size first: they grow in training, and weights that read them as they
+are become small, and are tossed about by every step.
 
 `project` says where data live: positions with mean 0, and zeros in the places of no point. It is what a denoiser needs
 to know of it, see `denoisers.denoiser`.
@@ -58,6 +61,11 @@ def between(positions: Tensor) -> tuple[Tensor, Tensor]:
     return distance, gap / (distance + 1)[..., None]
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """The vectors of a point (batch, n, 3, vectors), of unit length in root mean square: its numbers say how long."""
+    return vectors * torch.rsqrt(vectors.square().mean((2, 3), keepdim=True) * 3 + 1e-3)
+
+
 class Block(nn.Module):
     """One round: pairs to points, then each point alone. See the file's head."""
 
@@ -71,8 +79,7 @@ class Block(nn.Module):
         self.gather = nn.Linear(width + self.heads * pair, width)
         self.mix = nn.Linear(vectors, 2 * vectors, bias=False)
         self.wide = nn.Linear(width + 2 * vectors, 4 * width)
-        self.narrow = nn.Linear(4 * width, width + vectors)
-        self.step = nn.Linear(vectors, 1, bias=False)
+        self.narrow = nn.Linear(4 * width, width + 2 * vectors)
         self.modulation = zeroed(nn.Linear(embedding, 6 * width + 1))
 
     def forward(
@@ -93,13 +100,11 @@ class Block(nn.Module):
         h = h + g1 * self.gather(torch.cat([points, pairs.to(points.dtype)], 2))
         push = push * (mask[:, None, :, None] / 4)
         v = v + (r[..., None] * push[..., None, :]).sum(2)
-        one, two = self.mix(v * torch.rsqrt(v.square().mean((2, 3), keepdim=True) * 3 + 1e-3)).chunk(2, 3)
+        one, two = self.mix(unit(v)).chunk(2, 3)
         shape = torch.cat([(one * two).sum(2), (one * one).sum(2)], 2)
         hidden = torch.cat([rms_norm(h) * (1 + a2) + b2, shape.to(h.dtype)], 2)
-        change, gate = self.narrow(F.silu(self.wide(hidden))).split([width, self.vectors], 2)
-        h = h + g2 * change
-        v = v + two * gate[:, :, None]
-        return h, v, g[..., 0:1] * self.step(v)[..., 0]
+        change, gate, move = self.narrow(F.silu(self.wide(hidden))).split([width, *[self.vectors] * 2], 2)
+        return h + g2 * change, v + two * gate[:, :, None], g * (two * move[:, :, None]).sum(3)
 
 
 class EGNN(nn.Module):
@@ -151,9 +156,8 @@ class EGNN(nn.Module):
         )
         self.modulation = zeroed(nn.Linear(embedding, 2 * width + 2))
         self.out = nn.ModuleDict(
-            {"features": zeroed(nn.Linear(width, features)), "vectors": nn.Linear(vectors, 1, bias=False)}
+            {"features": zeroed(nn.Linear(width, features)), "vectors": zeroed(nn.Linear(width, vectors))}
         )
-        nn.init.zeros_(self.out["vectors"].weight)  # type: ignore[arg-type]
 
     def mask(self, x: Tensor, condition: Mapping[str, Tensor] | None) -> Tensor:
         """Which places hold a point, bool (batch, length)."""
@@ -198,6 +202,7 @@ class EGNN(nn.Module):
         scale, shift, stay, keep = self.modulation(embedding)[:, None].split(
             [self.width, self.width, 1, 1], 2
         )
-        moved = stay * start + self.out["vectors"](v)[..., 0]
-        said = keep * features + self.out["features"](rms_norm(h) * (1 + scale) + shift)
+        h = rms_norm(h) * (1 + scale) + shift
+        moved = stay * start + (unit(v) * self.out["vectors"](h)[:, :, None]).sum(3)
+        said = keep * features + self.out["features"](h)
         return torch.cat([moved, said.to(moved.dtype)], 2) * mask[..., None]
