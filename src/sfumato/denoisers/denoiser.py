@@ -12,6 +12,16 @@ which for alpha = 1 are EDM's c_in and c_noise = ln(sigma) / 4 (Karras et al. 20
 whole is EDM's preconditioning D = c_skip x + c_out F; other rows differ in the row alone. Because the network is told
 the log-SNR and not the time, a trained network can be sampled under any schedule of the same path's shape.
 
+**Where data live.** A network may say that data lie in a subspace, by a `project(x, condition)` onto it: positions of
+atoms have mean 0, places of no atom hold zeros. With P the projection and Q = 1 - P, noise falls apart into independent
+parts, and Q x_t = sigma Q eps holds nothing of x_0. So E[x_0 | x_t] = E[x_0 | P x_t] lies in the subspace, P x_t has
+exactly the law of the same process within it, and every row is known outside, where x_0 = 0:
+
+    y = P network(c_in P x_t, ...) + b Q x_t / sigma.
+
+Process, objectives and solvers stay as they are: what they make within the subspace is what they would make of noise
+without a centre of mass (Hoogeboom et al. 2022, arXiv:2203.17003, section 3.1), and the loss has no part outside.
+
 In phase space the input is (x, v), each part of unit size, and the answer is about the noise of v
 (`processes.langevin`).
 """
@@ -26,9 +36,11 @@ from torch import Tensor, nn
 
 from ..errors import SolverError, choose
 from ..processes import Gaussian, Level, Prediction, Rows
+from ..processes.gaussian import fit
 from ..processes.laws import require
 
 Condition = Mapping[str, Tensor] | None
+EDGE = 1e-6  # below this sigma, what is known to be noise is rounding
 LOG_SNR_LIMIT = 20.0  # beyond it a noise level is indistinguishable from the end of the schedule in float32
 
 
@@ -76,16 +88,28 @@ class Denoiser(nn.Module):
         self.parameterisation = choose(parameterisation, process.names, "parameterisation", SolverError)
         if learned_variance and not isinstance(process, Gaussian):
             raise SolverError("a learned variance belongs to the chain of a gaussian process: leave it out")
+        if hasattr(network, "project") and not isinstance(process, Gaussian):
+            raise SolverError("a network that says where its data live (`project`) needs a gaussian process")
         self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         level = self.process.level(t)
-        scaled, seen = self.process.view(x_t, level)
+        inside = self._inside(x_t, condition)
+        scaled, seen = self.process.view(inside, level)
         out = self.network(scaled, noise_level(level, x_t).to(x_t.dtype), condition)
+        if inside is not x_t:
+            out = self._inside(out.to(x_t.dtype), condition)
+            noise = (x_t - inside) * fit(1 / rows(level, x_t).sigma.clamp(min=EDGE), x_t)
+            b = self.process.row(self.parameterisation, level)[1]
+            out, seen = out + fit(b, x_t) * noise, x_t
         variance = None
         if self.learned_variance:
             out, variance = out.chunk(2, dim=1)
         return answered(self.process, self.parameterisation, out, (x_t, seen), level, variance)
+
+    def _inside(self, x: Tensor, condition: Condition) -> Tensor:
+        project = getattr(self.network, "project", None)
+        return x if project is None else project(x, condition)
 
 
 def answered(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.molecules import Molecules
     from sfumato.domains.motion import Motion
     from sfumato.domains.music import Music
     from sfumato.domains.sequences import Sequences
@@ -43,6 +44,7 @@ _HOMES = {
     "LawBroken": "laws",
     "Music": "music",
     "Motion": "motion",
+    "Molecules": "molecules",
     "Sequences": "sequences",
     "Series": "series",
     "Shapes": "shapes",
@@ -62,6 +64,7 @@ _DOMAINS = {
     "images": ("images", "Images"),
     "music": ("music", "Music"),
     "motion": ("motion", "Motion"),
+    "molecules": ("molecules", "Molecules"),
     "sequences": ("sequences", "Sequences"),
     "table": ("table", "Table"),
     "series": ("series", "Series"),
@@ -81,6 +84,7 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "Molecules",
     "Motion",
     "Music",
     "Sequences",

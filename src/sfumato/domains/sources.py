@@ -194,6 +194,13 @@ def score_file(place: Source) -> tuple[Path, str, dict[str, Any]]:
     return file_in(folder, name), source.splits[place.split][0], about
 
 
+def molecule_file(place: Source) -> tuple[Path, dict[str, Any]]:
+    """The file of a named source of molecules, and what the data card is to say."""
+    source, folder, about = _folder_of(place, "molecules")
+    (name,) = source.files
+    return file_in(folder, name), about
+
+
 def open_named(place: Source) -> Found:
     """Look into a named source, fetching it if need be; its files are checked on every reading."""
     from sfumato.domains.readers import open_idx

@@ -273,7 +273,11 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
             f"the {plan.solver.kind} solver chooses its own steps: leave steps out, and set its tolerance"
         )
     levels = plan.grid.levels(model.denoiser.process, plan.steps)
-    given = model.conditions.tensors(condition, len(chosen))
+    try:
+        whole = Noise(seed, chosen)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    given = model.conditions.tensors(condition, len(chosen), whole)
     weights = next(model.denoiser.parameters())
     denoiser: Denoises = model.guided(plan.guidance)
     codec, inner = model.codec, operator
@@ -286,10 +290,7 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     parts = range(0, len(chosen), batch)
     for k, begin in enumerate(parts):
         rows = slice(begin, begin + batch)
-        try:
-            noise = Noise(seed, chosen[rows])
-        except ValueError as error:
-            raise BundleError(str(error)) from None
+        noise = Noise(seed, chosen[rows])
         told = callback and _counted(callback, k, len(parts))
         part = given and {name: value[rows].to(weights.device) for name, value in given.items()}
         own = Measurement(inner, y[rows].to(weights), sigma)

@@ -14,6 +14,7 @@ from sfumato.errors import DataError, choose
 from sfumato.evaluation.captioned import captioned_measures
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
+from sfumato.evaluation.molecules import molecule_measures
 from sfumato.evaluation.motion import motion_measures
 from sfumato.evaluation.music import music_measures
 from sfumato.evaluation.sequences import sequence_measures
@@ -26,6 +27,9 @@ from sfumato.evaluation.video import video_measures
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "captioned": captioned_measures,
     "fields": lambda domain, x, asked, train, held: field_measures(domain, x, train, held),
+    "molecules": lambda domain, x, asked, train, held: molecule_measures(
+        domain, domain.molecules(x), train, held
+    ),
     "motion": motion_measures,
     "music": lambda domain, x, asked, train, held: music_measures(domain, x, train, held),
     "sequences": lambda domain, x, asked, train, held: sequence_measures(

@@ -18,6 +18,7 @@ from torch import nn
 from .autoencoder import AutoEncoder, PatchCritic, RandomFeatures
 from .classifier import NoiseClassifier
 from .dit import DiT
+from .egnn import EGNN
 from .embeddings import Conditioning, FourierFeatures
 from .joint import JointTransformer
 from .taps import Tap, bottleneck, rewired
@@ -26,6 +27,7 @@ from .unet import UNet, fold, unfold
 from .video import VideoUNet
 
 __all__ = [
+    "EGNN",
     "KINDS",
     "AutoEncoder",
     "Conditioning",
@@ -50,6 +52,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
     "joint": JointTransformer,
+    "egnn": EGNN,
     "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,

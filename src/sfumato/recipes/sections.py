@@ -93,7 +93,7 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: Literal[
-        "unet", "dit", "transformer", "joint", "video", "classifier", "autoencoder"
+        "unet", "dit", "transformer", "joint", "egnn", "video", "wave", "classifier", "autoencoder"
     ] = "unet"  # fmt: skip
 
 

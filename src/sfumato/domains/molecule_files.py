@@ -1,0 +1,183 @@
+"""Files of molecules in space: SDF and XYZ, and the table of QM9. What is read are elements, positions and properties.
+
+    SDF     blocks of an MDL molfile (V2000) and lines "> <name>", value: properties; parted by "$$$$"
+    XYZ     number of atoms, a line that is passed over, a line "element x y z" an atom; one after another
+    QM9     csv inside a wheel, with columns of elements and positions as lists
+
+A block that is none is left out and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.domains.bonds import Molecule, bond_orders
+from sfumato.errors import DataError, choose
+
+LARGEST = 1 << 30  # bytes of a file
+MOST = 999  # atoms of a V2000 block
+QM9 = {
+    "dipole": ("Dipole_debye", 1.0),
+    "polarizability": ("Polarizability_bohr3", 1.0),
+    "homo": ("HOMO_au", 27.211386),
+    "lumo": ("LUMO_au", 27.211386),
+    "gap": ("HOMO_LUMO_gap_au", 27.211386),
+    "heat capacity": ("Heatcapacity_Cv_cal_mol_K", 1.0),
+}
+"""Properties of QM9 by name: their column, and what brings it to debye, bohr^3, eV or cal / (mol K)."""
+
+
+@dataclass
+class Found:
+    """Molecules with their properties (one list of numbers each), and how many records were none."""
+
+    molecules: list[Molecule] = field(default_factory=list)
+    properties: list[list[float]] = field(default_factory=list)
+    bad: int = 0
+
+
+def open_molecules(path: Path, properties: Sequence[str]) -> Found:
+    """The molecules of an .sdf or .xyz file. Raises DataError for another file, or one that holds none."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, or is no file: molecules are one file (.sdf, .xyz)")
+    if path.suffix not in _READERS:
+        raise DataError(f"{path} is of no known kind: a file of molecules ends in .sdf or .xyz")
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path} is larger than {LARGEST} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text in UTF-8") from None
+    found = Found()
+    for one in _READERS[path.suffix](text):
+        if one is None:
+            found.bad += 1
+            continue
+        molecule, said = one
+        found.molecules.append(molecule)
+        found.properties.append([_number(said.get(name)) for name in properties])
+    if not found.molecules:
+        raise DataError(f"{path} holds no molecules ({found.bad} records are none)")
+    return found
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _atoms(rows: Sequence[Sequence[str]]) -> Molecule:
+    """A molecule of rows (element, x, y, z). Raises ValueError for what is none."""
+    positions = np.array([[float(v) for v in row[1:4]] for row in rows], np.float64).reshape(-1, 3)
+    if not len(rows) or not np.isfinite(positions).all() or np.abs(positions).max() > 1e6:
+        raise ValueError("no atoms, or atoms nowhere")
+    return tuple(row[0] for row in rows), positions
+
+
+def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
+    for block in text.replace("\r\n", "\n").split("$$$$\n"):
+        lines = block.split("\n")
+        if not block.strip():
+            continue
+        try:
+            count = int(lines[3][:3])
+            rows = [
+                [line[31:34].strip(), line[:10], line[10:20], line[20:30]] for line in lines[4 : 4 + count]
+            ]
+            if len(rows) < count or "V2000" not in lines[3]:
+                raise ValueError("a block that is cut off, or of another version")
+            said = {
+                line[line.index("<") + 1 : line.rindex(">")]: lines[k + 1].strip()
+                for k, line in enumerate(lines[:-1])
+                if line.startswith(">") and "<" in line
+            }
+            yield _atoms(rows), said
+        except (ValueError, IndexError):
+            yield None
+
+
+def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
+    lines, k = text.splitlines(), 0
+    while k < len(lines):
+        if not lines[k].strip():
+            k += 1
+            continue
+        try:
+            count = int(lines[k])
+            rows = [line.split() for line in lines[k + 2 : k + 2 + count]]
+            if len(rows) < count or any(len(row) < 4 for row in rows):
+                raise ValueError("a block that is cut off")
+            yield _atoms(rows), {}
+            k += count + 2
+        except ValueError:
+            yield None
+            k += 1
+            while k < len(lines) and not lines[k].strip().isdigit():  # on to what may be the next
+                k += 1
+
+
+_READERS: dict[str, Callable[[str], Iterator[Any]]] = {".sdf": _sdf, ".xyz": _xyz}
+
+
+def open_qm9(wheel: Path, properties: Sequence[str], limit: int | None = None) -> Found:
+    """The molecules of QM9 in a wheel of qm9pack, at most `limit`, evenly spread. Raises DataError."""
+    columns = [QM9[choose(name, QM9, "property of QM9", DataError)] for name in properties]
+    found, step = Found(), 1 if limit is None else max(130_831 // limit, 1)
+    number = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for part in (1, 2, 3):
+                with archive.open(f"qm9pack/data/qm9_part{part}.csv") as raw:
+                    for row in csv.DictReader(io.TextIOWrapper(raw, "utf-8")):
+                        number += 1
+                        if number % step == 0 and (limit is None or len(found.molecules) < limit):
+                            _qm9_row(row, columns, found)
+    except (KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{wheel} is no wheel of qm9pack that can be read: {error}") from None
+    return found
+
+
+def _qm9_row(row: dict[str, str], columns: Sequence[tuple[str, float]], found: Found) -> None:
+    try:
+        elements = tuple(row["Elements"].translate(_DROP).split(","))
+        positions = np.array(row["XYZ_Ang"].translate(_DROP).split(","), np.float64).reshape(-1, 3)
+        said = [float(row[column]) * factor for column, factor in columns]
+        if len(elements) != len(positions):
+            raise ValueError("not one position an atom")
+    except ValueError:
+        found.bad += 1
+        return
+    found.molecules.append((elements, positions))
+    found.properties.append(said)
+
+
+_DROP = str.maketrans("", "", "[]' ")
+
+
+def to_sdf(molecule: Molecule, title: str, bonds: bool = True) -> str:
+    """An SDF record (V2000), with the bonds that distances tell of. Raises DataError for too many atoms."""
+    elements, positions = molecule
+    if len(elements) > MOST:
+        raise DataError(f"an SDF record holds at most {MOST} atoms, not {len(elements)}")
+    orders = np.triu(bond_orders(molecule)) if bonds else np.zeros((0, 0))
+    pairs = list(zip(*np.nonzero(orders), strict=True))
+    lines = [
+        title,
+        "  sfumato           3D",
+        "",
+        f"{len(elements):3d}{len(pairs):3d}  0  0  0  0  0  0  0  0999 V2000",
+    ]
+    for element, (x, y, z) in zip(elements, positions, strict=True):
+        lines.append(f"{x:10.4f}{y:10.4f}{z:10.4f} {element:<3} 0  0  0  0  0  0  0  0  0  0  0  0")
+    lines += [f"{i + 1:3d}{j + 1:3d}{int(orders[i, j]):3d}  0" for i, j in pairs]
+    return "\n".join([*lines, "M  END", "$$$$"])
