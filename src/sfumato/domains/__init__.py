@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
     from sfumato.domains.sequences import Sequences
+    from sfumato.domains.sounds import Sounds
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Images": "images",
     "LawBroken": "laws",
     "Sequences": "sequences",
+    "Sounds": "sounds",
     "Source": "source",
     "cache_folder": "cache",
     "check": "checks",
@@ -46,6 +48,7 @@ _DOMAINS = {
     "fields": ("fields", "Fields"),
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
+    "sounds": ("sounds", "Sounds"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -60,6 +63,7 @@ __all__ = [
     "Images",
     "LawBroken",
     "Sequences",
+    "Sounds",
     "Source",
     "build_domain",
     "cache_folder",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.domains import ways as w
+from sfumato.domains.catalogue_sounds import SOUNDS
 from sfumato.domains.emoji import open_fluent, open_google
 from sfumato.domains.records import Records, labelled, member
 from sfumato.domains.source import Found
@@ -295,4 +296,5 @@ SOURCES: dict[str, NamedSource] = {
     ),
     **TEXTS,
     **FIELDS,
+    **{name: NamedSource(DataCard(name=name, **card), **rest) for name, (card, rest) in SOUNDS.items()},
 }

@@ -22,6 +22,7 @@ from .embeddings import Conditioning, FourierFeatures
 from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
+from .wave import Wave
 
 __all__ = [
     "KINDS",
@@ -35,6 +36,7 @@ __all__ = [
     "Tap",
     "Transformer",
     "UNet",
+    "Wave",
     "bottleneck",
     "build",
     "fold",
@@ -48,6 +50,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,
+    "wave": Wave,
 }
 
 

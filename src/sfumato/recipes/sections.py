@@ -91,7 +91,7 @@ class NetworkConfig(BaseModel):
     """[network]: its kind, and whatever settings that kind has."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: Literal["unet", "dit", "transformer", "classifier", "autoencoder"] = "unet"
+    kind: Literal["unet", "dit", "transformer", "classifier", "autoencoder", "wave"] = "unet"
 
 
 class DenoiserConfig(Section):
