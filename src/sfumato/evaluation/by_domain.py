@@ -14,6 +14,7 @@ from sfumato.errors import DataError, choose
 from sfumato.evaluation.fields import field_measures
 from sfumato.evaluation.measure import Measure
 from sfumato.evaluation.sequences import sequence_measures
+from sfumato.evaluation.sounds import sound_measures
 
 
 def _sequences(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> list[Measure]:
@@ -24,7 +25,11 @@ def _fields(domain: Any, samples: Any, labels: Any, train: Any, held: Any) -> li
     return field_measures(domain, samples, train, held)
 
 
-MEASURES: dict[str, Callable[..., list[Measure]]] = {"fields": _fields, "sequences": _sequences}
+MEASURES: dict[str, Callable[..., list[Measure]]] = {
+    "fields": _fields,
+    "sequences": _sequences,
+    "sounds": sound_measures,
+}
 
 
 class DomainJudge:
