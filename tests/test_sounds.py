@@ -52,24 +52,26 @@ def raw_wav(data: bytes, channels: int, wide: int, rate: int) -> bytes:
 
 
 def test_the_transform_of_a_sound_leads_back_to_it():
-    # white noise has a mean in every frame, which is what is left out: a band-pass has none
-    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 640)))
-    high = x[:, 1:-1] - 0.5 * (x[:, 2:] + x[:, :-2])
-    s = high[:, :608]
-    again = sound_of(frames(s, 64, 16), 64, 16)
-    # a window of 64 lets a little of what is slow into the bin that is left out
-    assert float((again - s).square().mean() / s.square().mean()) < 1e-3
-    assert frames(s, 64, 16).shape == (3, 32, 38)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 608)))
+    s = frames(x, 64, 16)
+    assert s.shape == (3, 32, 38)
+    assert torch.allclose(sound_of(s, 64, 16), x, atol=1e-10)
 
 
 def test_the_way_back_is_the_nearest_sound():
-    """Any spectrum Y is as far from the transform of its sound as from none other: a projection is one twice."""
+    """The transforms of sounds are a plane, and there and back is a projection onto it."""
     y = torch.randn(2, 32, 20, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
     once = frames(sound_of(y, 64, 16), 64, 16)
-    twice = frames(sound_of(once, 64, 16), 64, 16)
-    inside = slice(4, -4)  # the mirrored ends are a sound of their own
-    assert float((twice - once)[..., inside].abs().max()) < 0.05 * float(once.abs().max())
-    assert float((once - y)[..., inside].abs().square().mean()) > 0.1  # random numbers are no transform of a sound
+    assert torch.allclose(frames(sound_of(once, 64, 16), 64, 16), once, atol=1e-10)
+    sound = sound_of(y, 64, 16)
+    inside = slice(4, -4)  # at the ends the mirrored sound counts twice
+
+    def away(x: torch.Tensor) -> float:
+        return float((frames(x, 64, 16) - y)[..., inside].abs().square().sum())
+
+    nudge = torch.zeros_like(sound)
+    nudge[:, 120:200] = 1e-3 * torch.randn(2, 80, generator=torch.Generator().manual_seed(1))
+    assert away(sound) < min(away(sound + nudge), away(sound - nudge))
 
 
 @pytest.mark.parametrize("bands", [8, 24, 32])
@@ -101,7 +103,7 @@ def test_states_lead_back_to_sounds(power: float):
     x = np.stack([tone(300), tone(617, size=0.01)])
     state = domain.encode(x)
     assert state.shape == (2, *domain.shape)
-    assert float((domain.decode(state) - torch.from_numpy(x)).abs().max()) < 2e-3
+    assert float((domain.decode(state) - torch.from_numpy(x)).abs().max()) < 1e-5
     assert type(domain).from_json(json.loads(json.dumps(domain.to_json()))) == domain
 
 
@@ -111,7 +113,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     paths = domain.write(domain.encode(x), tmp_path, [1, 0])
     assert [p.name for p in paths] == ["sample-00000-label-1.wav", "sample-00001-label-0.wav"]
     back = domain.read(tmp_path).at([0, 1])
-    assert float(np.abs(back / 32767 - x).max()) < 3e-3
+    assert float(np.abs(back / 32767 - x).max()) < 1 / 30000
     with pytest.raises(DataError, match="not finite"):
         domain.write(torch.full((1, *domain.shape), float("nan")), tmp_path)
 
@@ -248,7 +250,9 @@ def test_the_network_takes_any_number_of_frames_and_reaches_as_far_as_it_says():
     changed = x.clone()
     changed[..., 25] += 1
     moved = (network(changed, level, {"spectrum": told}) - whole).abs().amax((0, 1, 2)) > 1e-6
-    assert moved.nonzero().flatten().tolist() == list(range(21, 30))  # depth (kernel - 1) / 2 = 4 to either side
+    assert moved.nonzero().flatten().tolist() == list(
+        range(21, 30)
+    )  # depth (kernel - 1) / 2 = 4 to either side
     part = network(x[..., 10:], level, {"spectrum": told[..., 10:]})
     assert torch.allclose(part[..., 4:], whole[..., 14:], atol=1e-5)
 
@@ -272,14 +276,15 @@ def vocoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     for k in range(60):
         rise = np.cumsum(2 * np.pi * (200 + 500 * draw.random() + draw.random() * np.arange(700)) / 2000)
-        file(folder / "data" / f"{k:02d}.wav", (0.4 * np.sin(rise)).astype(np.float32))
+        hiss = 0.003 * draw.normal(size=700)
+        file(folder / "data" / f"{k:02d}.wav", (0.4 * np.sin(rise) + hiss).astype(np.float32))
     recipe = recipe_from(
         {
             "name": "glides",
             "data": {"domain": "sounds", "source": str(folder / "data"), "held_out": 0.4,
                      "settings": {**SMALL, "stride": 128, "mels": 12}},
             "network": {"kind": "wave", "width": 32, "depth": 2, "expansion": 2},
-            "training": {"images": 1600, "batch": 16, "learning_rate": 3e-3, "warmup": 160, "ema": [0.1]},
+            "training": {"images": 3200, "batch": 16, "learning_rate": 4e-3, "warmup": 160, "ema": [0.1]},
             "sampling": {"steps": 4},
             "evaluation": {"bound_images": 0},
         }
@@ -291,11 +296,14 @@ def vocoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_vocoder_makes_a_sound_of_the_spectrum_it_is_told(vocoder: Path):
     model = bundle.load(vocoder)
     assert model.sample(3).shape == (3, *model.domain.shape)  # left open, it is shown by what it keeps
-    low, high = (model.domain.mel(tone(hertz)[None])[0] for hertz in (250, 650))
+    # a little noise, as all real sounds have: silence is something that this model has not seen
+    hiss = 0.003 * np.random.default_rng(0).normal(size=512).astype(np.float32)
+    low, high = (model.domain.mel((tone(hertz) + hiss)[None])[0] for hertz in (250, 650))
     made = model.domain.decode(model.sample(2, condition={"spectrum": torch.stack([low, high])}))
     heard = model.domain.mel(made)
     for k, (own, other) in enumerate(((low, high), (high, low))):
-        assert float((heard[k] - own).square().mean()) < float((heard[k] - other).square().mean())
+        near, far = ((heard[k] - x).mean(1).square().mean() for x in (own, other))
+        assert float(near) < float(far)
     with pytest.raises(SfumatoError, match="a spectrum must be"):
         model.sample(2, condition={"spectrum": low[:, :5]})
 
@@ -377,7 +385,19 @@ def test_spectral_distance_is_zero_for_the_same_and_hears_what_mels_do_not():
 
 def test_word_errors_are_the_least_changes():
     said = words("Press 12, followed by the pound-key; then 305!")
-    assert said == "press twelve followed by the pound key then three zero five".split()
+    assert said == [
+        "press",
+        "twelve",
+        "followed",
+        "by",
+        "the",
+        "pound",
+        "key",
+        "then",
+        "three",
+        "zero",
+        "five",
+    ]
     assert word_errors(said, said) == 0
     assert word_errors(said, said[1:]) == 1
     assert word_errors(said, ["press", "eleven", *said[2:], "please"]) == 2

@@ -1,4 +1,4 @@
-"""The sounds that sfumato knows by name, (card, the rest of a `NamedSource`) each; the catalogue makes sources of them."""
+"""The sounds that sfumato knows by name, (card, the rest of a `NamedSource`) each, for the catalogue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfumato.domains import ways as w
 SOUNDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sonic-pi": (
         {
-            "description": "165 sounds for making music with, in 14 groups such as bass, drum and tabla; stereo and mono",
+            "description": "165 sounds for making music with, in 14 groups such as bass, drum and tabla",
             "licence": "CC0-1.0",
             "origin": "samples of Sonic Pi, collected from freesound.org, in Debian's sonic-pi-samples 3.2.2",
             "citation": "Aaron, S. (2012-2020). Sonic Pi, the live coding music synth. https://sonic-pi.net",

@@ -75,7 +75,7 @@ class Domain:
         return {}
 
     def questions(self, data: Examples, count: int) -> dict[str, Any]:
-        """What a model is asked for, by the names of `asks`, where it is judged beside `data`; {}: what is left open."""
+        """What a model is asked for, by the names of `asks`, where it is judged beside `data`; {}: nothing."""
         return {}
 
     def encode(self, stored: Stored) -> Any:

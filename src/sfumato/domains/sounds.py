@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
 LONGEST = 1 << 24  # samples of an example
 _SHOWN = 4  # spectra that a vocoder's bundle keeps to be shown by
-_DARK = ((0, 0, 4), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191))  # from -80 dB to the loudest
+_DARK = (
+    (0, 0, 4),
+    (80, 18, 123),
+    (182, 54, 121),
+    (251, 136, 97),
+    (252, 253, 191),
+)  # from -80 dB to the loudest
 _STEPS = 20.0  # of a kept spectrum, to 1
 
 
@@ -47,8 +53,9 @@ class Sounds(Domain):
 
     rate: in Hz; files of another are resampled. stride: 0 takes the beginning of each file, else a piece every so many
     samples; what is shorter than `length` is filled up with silence. peak: what the loudest sample of each file is
-    brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0 for none. scale: of each bin; ()
-    takes those of the data. shown: spectra that a vocoder is shown by, of the data. Raises DataError for other values.
+    brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0 for none. scale: of each bin;
+    () takes those of the data. shown: spectra that a vocoder is shown by, of the data. Raises DataError for other
+    values.
     """
 
     name: ClassVar[str] = "sounds"
@@ -76,7 +83,8 @@ class Sounds(Domain):
                 raise DataError(f"{key} of sounds must be a whole number from {low} to {high}, not {value!r}")
         if self.window % 2 or self.length % self.hop or self.length < self.window:
             raise DataError(
-                f"length ({self.length}) must be a multiple of hop ({self.hop}) and at least an even window ({self.window})"
+                f"length ({self.length}) must be a multiple of hop ({self.hop}) and no less than the window, "
+                f"an even number ({self.window})"
             )
         if not 0 < self.power <= 1 or not 0 <= self.peak <= 1 or any(not s > 0 for s in self.scale):
             raise DataError(

@@ -1,9 +1,9 @@
 """Sounds in files: which there are at a source, and what is in each, as one channel at one rate.
 
-WAV of whole numbers is read by the standard library; FLAC, OGG and WAV of other kinds by `soundfile` (extra "sound"). A
-sound of several channels becomes their mean, one of another rate is resampled by a polyphase filter (SciPy), and its
-class is the first folder that it is in below the one asked for, if all are in one. What cannot be decoded, holds numbers
-that are not finite, or is silent throughout is left out and counted by its reason.
+WAV of whole numbers is read by the standard library; FLAC, OGG and WAV of other kinds by `soundfile` (extra "sounds").
+A sound of several channels becomes their mean, one of another rate is resampled by a polyphase filter (SciPy), and its
+class is the first folder that it is in below the one asked for, if all are in one. What cannot be decoded, holds
+numbers that are not finite, or is silent throughout is left out and counted by its reason.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
         import soundfile
     except ImportError:
         if content[:4] in (b"fLaC", b"OggS"):
-            raise MissingExtra("soundfile", "sound") from None
+            raise MissingExtra("soundfile", "sounds") from None
         raise DataError("are no WAV of whole numbers") from None
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
@@ -118,7 +118,7 @@ def _usable(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     try:
         from scipy.signal import resample_poly
     except ImportError:
-        raise MissingExtra("scipy", "sound") from None
+        raise MissingExtra("scipy", "sounds") from None
     common = math.gcd(rate, wanted)
     return resample_poly(one, wanted // common, rate // common).astype(np.float32)
 
@@ -172,7 +172,7 @@ def in_debian_package(package: Path, folder: str) -> list[tuple[str, bytes]]:
 
 
 def to_wav(sound: np.ndarray, rate: int) -> bytes:
-    """A WAV file of 16 bits of one channel (samples,); what lies outside [-1, 1] is clipped. Raises DataError for NaN."""
+    """A WAV file of 16 bits of one channel (samples,), clipped to [-1, 1]. Raises DataError for NaN."""
     if not np.isfinite(sound).all():
         raise DataError("a sound that is not finite cannot be written")
     memory = io.BytesIO()

@@ -2,20 +2,20 @@
 
 Of sounds by class, over features of their own (none of a pretrained network):
 
-    frechet, log-mel   the Fréchet distance (metrics.py) of what is below; it is not the "FAD" over VGGish features, and
-                       its numbers cannot be compared with those
+    frechet, log-mel   the Fréchet distance (metrics.py) of what is below; it is not the "FAD" over VGGish features,
+                       and its numbers cannot be compared with those
     agreement          share that a logistic regression, trained on real sounds, takes for the class that was asked for
     copies             share as near to a training sound as the nearest hundredth of held-out ones are; see copying.py
 
 The features of a sound are the mean and the deviation over time of each of 24 log mel bands, and the mean size of their
-change from frame to frame: 72 numbers; the Fréchet distance takes their first 12 principal components on the training set,
-in units of their deviations, so that a few dozen sounds have a covariance.
+change from frame to frame: 72 numbers. Distances take their first 12 principal components on the training set, in units
+of their deviations, so that a few dozen sounds have a covariance.
 
 Of a vocoder's, each beside the recording that it was told the spectrum of:
 
-    spectral distance  root mean square difference of log magnitudes in dB, at three resolutions and within 60 dB of the
-                       loudest: one that the mel bands resolve and two that they do not; its floor is that of Griffin-Lim
-    mel distance       the same of the mel bands that it was told, in nepers (natural logarithms): whether it listens
+    spectral distance  root mean square difference of log magnitudes in dB, at three resolutions and within 60 dB of
+                       the loudest: one that the mel bands resolve and two that they do not; floor: Griffin-Lim's
+    mel distance       the same of the mel bands that it was told, in nepers (natural logarithms): does it listen?
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How good speech is, by two stranger's networks: how it sounds, and whether its words are understood.
 
-**DNSMOS P.835** (Reddy et al. 2022, arXiv:2110.01763) predicts what a panel of listeners would say of the whole impression,
-from 1 to 5, of pieces of 9.01 s at 16 kHz; what is shorter is repeated, what is longer is the mean of pieces a second
-apart. The network is the one that the package `speechmos` holds, "sig_bak_ovr.onnx", whose third number o becomes
--.06766 o^2 + 1.1155 o + .04603; the package itself is not imported. It was made of wide-band recordings, so what counts
-is the difference to recordings of the same rate.
+**DNSMOS P.835** (Reddy et al. 2022, arXiv:2110.01763) predicts what a panel of listeners would say of the whole
+impression, from 1 to 5, of pieces of 9.01 s at 16 kHz; what is shorter is repeated, what is longer is the mean of
+pieces a second apart. The network is the one that the package `speechmos` holds, "sig_bak_ovr.onnx", whose third
+number o becomes -.06766 o^2 + 1.1155 o + .04603; the package itself is not imported. It was made of wide-band
+recordings, so what counts is the difference to recordings of the same rate.
 
 **Word error** is the edit distance in words, over the number of words of the reference,
 
@@ -32,9 +32,11 @@ import numpy as np
 from sfumato.errors import DataError, MissingExtra
 
 _RATE, _PIECE = 16_000, int(9.01 * 16_000)
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
 _ONES = [*_SMALL.split(), "seventeen", "eighteen", "nineteen"]
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def _folder(package: str) -> Path:

@@ -1,18 +1,18 @@
 """A network along time: of a spectrum, bins by frames, each frame is one vector, and convolutions run over frames.
 
 Pictures look alike wherever one looks; spectra do not. A bin at 200 Hz and one at 3 kHz have little in common, so a
-two-dimensional convolution shares weights that should differ. Here all the bins of a frame are channels, (batch, c, bins,
-frames) -> (batch, frames, c x bins), and only time is convolved over: the shape of Vocos (Siuzdak 2024,
+two-dimensional convolution shares weights that should differ. Here all the bins of a frame are channels, (batch, c,
+bins, frames) -> (batch, frames, c x bins), and only time is convolved over: the shape of Vocos (Siuzdak 2024,
 arXiv:2306.00814) and of RFWave (Liu et al. 2024, arXiv:2403.05010), which is that with a flow. A block is that of
 ConvNeXt (Liu et al. 2022, arXiv:2201.03545), modulated as all blocks here are:
 
-    x <- x + g * W2 gelu(W1 ((1 + a) * norm(d * x) + b)),       d: `kernel` taps a channel, (a, b, g) = W e + w, W = w = 0
+    x <- x + g * W2 gelu(W1 ((1 + a) * norm(d * x) + b)),      d: `kernel` taps a channel; (a, b, g) = W e + w, W = w = 0
 
 The taps are written as shifted sums, which need no layout of their own.
 
-What is told of every frame, the slot "spectrum" (batch, spectrum, frames), enters beside the state. Nothing here depends on
-the number of frames, so a network trained on pieces of a second makes sounds of a minute; it reaches `depth (kernel - 1) /
-2` frames to either side.
+What is told of every frame, the slot "spectrum" (batch, spectrum, frames), enters beside the state. Nothing here
+depends on the number of frames, so a network trained on pieces of a second makes sounds of a minute; it reaches
+`depth (kernel - 1) / 2` frames to either side.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Wave(nn.Module):
         embedding: width of the global embedding. classes: labels, see `Conditioning`.
         dropout: probability, inside blocks. checkpointing: recompute blocks in the backward pass.
 
-    Raises ValueError for impossible arguments, an x of other bins, and a missing spectrum: without it there is nothing to
-    make a sound of.
+    Raises ValueError for impossible arguments, an x of other bins, and a missing spectrum: without it there is nothing
+    to make a sound of.
     """
 
     kind = "wave"
@@ -106,7 +106,8 @@ class Wave(nn.Module):
         """Answer for every sample from that sample alone; see the class for shapes."""
         if x.ndim != 4 or tuple(x.shape[1:3]) != (self.in_channels, self.bins):
             raise ValueError(
-                f"this network was built for x of (batch, {self.in_channels}, {self.bins}, frames), got {tuple(x.shape)}"
+                f"this network was built for x of (batch, {self.in_channels}, {self.bins}, frames), "
+                f"got {tuple(x.shape)}"
             )
         condition = dict(condition or {})
         z = x.flatten(1, 2).mT
