@@ -128,7 +128,7 @@ class Sounds(Domain):
                 if np.abs(piece).max() > 0:
                     pieces.append(np.pad(piece, (0, self.length - len(piece))))
                     files.append(number)
-        stored = (np.stack(pieces) * 32767).round().clip(-32767, 32767).astype(np.int16)
+        stored = (np.stack(pieces) * 32768).round().clip(-32768, 32767).astype(np.int16)
         labels, classes = None, self.classes
         if found.classes:
             classes = classes or tuple(sorted(set(found.classes)))
@@ -153,7 +153,7 @@ class Sounds(Domain):
     # -- states ----------------------------------------------------------------------------------------------------
     def _heard(self, stored: Any) -> Tensor:
         x = torch.from_numpy(np.asarray(stored))
-        return x.float() / 32767 if x.dtype == torch.int16 else x.float()
+        return x.float() / 32768 if x.dtype == torch.int16 else x.float()
 
     def encode(self, stored: Any) -> Tensor:
         """States (n, 2, bins, frames) of sounds int16 or float (n, length)."""

@@ -180,5 +180,5 @@ def to_wav(sound: np.ndarray, rate: int) -> bytes:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes((np.asarray(sound) * 32767).round().clip(-32767, 32767).astype("<i2").tobytes())
+        file.writeframes((np.asarray(sound) * 32768).round().clip(-32768, 32767).astype("<i2").tobytes())
     return memory.getvalue()

@@ -83,7 +83,7 @@ def sound_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any)
 
 
 def _real(data: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(data.raw)).float() / 32767
+    return torch.from_numpy(np.asarray(data.raw)).float() / 32768
 
 
 def _agreement(known: Any, made: Any, other: Any, asked: Any, train: Any, held: Any) -> Measure:
@@ -104,7 +104,7 @@ def _agreement(known: Any, made: Any, other: Any, asked: Any, train: Any, held: 
 
 
 def _of_vocoder(domain: Any, sounds: Tensor, held: Any) -> list[Measure]:
-    some = torch.from_numpy(held.at(np.arange(min(len(sounds), len(held))))).float() / 32767
+    some = torch.from_numpy(held.at(np.arange(min(len(sounds), len(held))))).float() / 32768
     rows = torch.arange(len(sounds)) % len(some)
     mels = domain.mel(some)
     simple = griffin_lim(mels, domain.window, domain.hop, domain.rate)

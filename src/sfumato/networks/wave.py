@@ -6,9 +6,16 @@ bins, frames) -> (batch, frames, c x bins), and only time is convolved over: the
 arXiv:2306.00814) and of RFWave (Liu et al. 2024, arXiv:2403.05010), which is that with a flow. A block is that of
 ConvNeXt (Liu et al. 2022, arXiv:2201.03545), modulated as all blocks here are:
 
-    x <- x + g * W2 gelu(W1 ((1 + a) * norm(d * x) + b)),      d: `kernel` taps a channel; (a, b, g) = W e + w, W = w = 0
+    x <- x + g * W2 gelu(W1 ((1 + a) * norm(d * x) + b)),     d: `kernel` taps a channel; (a, b, g) = W e + w, W = w = 0
 
-The taps are written as shifted sums, which need no layout of their own.
+The taps are written as shifted sums, which need no layout of their own. What comes out are a gain and a sum for each
+number, both linear in z:
+
+    F = gain(z) * x_t + sum(z).
+
+The best linear estimate of x0 is such a gain (Wiener's), and where the spectrum that is told has nothing, x_t is
+noise and passes whole. Noise has as many dimensions as a frame has numbers, and without the gain all of them would
+have to pass through `width` channels.
 
 What is told of every frame, the slot "spectrum" (batch, spectrum, frames), enters beside the state. Nothing here
 depends on the number of frames, so a network trained on pieces of a second makes sounds of a minute; it reaches
@@ -98,7 +105,7 @@ class Wave(nn.Module):
             FrameBlock(width, embedding, kernel, expansion, dropout) for _ in range(depth)
         )
         self.modulation = zeroed(nn.Linear(embedding, 2 * width))
-        self.out = zeroed(nn.Linear(width, numbers))
+        self.out = zeroed(nn.Linear(width, 2 * numbers))
 
     def forward(
         self, x: Tensor, noise_level: Tensor, condition: Mapping[str, Tensor] | None = None
@@ -123,5 +130,5 @@ class Wave(nn.Module):
         for block in self.blocks:
             z = run(self.checkpointing, block, z, embedding)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
-        z = self.out(rms_norm(z) * (1 + scale) + shift)
-        return z.mT.unflatten(1, (self.in_channels, self.bins))
+        gain, add = self.out(rms_norm(z) * (1 + scale) + shift).mT.chunk(2, dim=1)
+        return (gain * x.flatten(1, 2) + add).unflatten(1, (self.in_channels, self.bins))
