@@ -49,6 +49,7 @@ _DOMAINS = {
     "images": ("images", "Images"),
     "sequences": ("sequences", "Sequences"),
     "sounds": ("sounds", "Sounds"),
+    "speech": ("speech", "Speech"),
 }
 
 _OWN: dict[str, Any] = {}

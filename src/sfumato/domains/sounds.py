@@ -229,8 +229,8 @@ class Sounds(Domain):
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for k, sound in enumerate(self.decode(samples).numpy()):
-            known = labels is not None and int(labels[k]) < len(self.classes)
-            mark = f"-label-{int(labels[k])}" if known else ""
+            label = len(self.classes) if labels is None else int(labels[k])
+            mark = f"-label-{label}" if label < len(self.classes) else ""
             paths.append(folder / f"sample-{start + k:05d}{mark}.wav")
             write_atomically(paths[-1], to_wav(sound, self.rate))
         return paths
