@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfumato.domains.hearing import heard, words
 from sfumato.domains.spectra import griffin_lim
 from sfumato.evaluation.measure import interval, resample
 from sfumato.evaluation.receipts import versions
 from sfumato.evaluation.sounds import spectral_distances
-from sfumato.evaluation.speech import dnsmos, heard, word_errors, words
+from sfumato.evaluation.speech import dnsmos, word_errors
 from sfumato.files import write_json
 from sfumato.recipes.bench import Bench
 

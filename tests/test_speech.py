@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from sfumato import bundle
+from sfumato.cli import main
 from sfumato.domains.alignment import align, best_path, even
 from sfumato.domains.speech import ALPHABET, Speech, letters
 from sfumato.domains.waves import to_wav
 from sfumato.errors import DataError, SfumatoError
+from sfumato.evaluation.sounds import sound_measures
 from sfumato.recipes import recipe_from
-from sfumato.recipes.run import train
+from sfumato.recipes.run import read_data, train
 
 SMALL = {"rate": 2000, "length": 1280, "stride": 640, "window": 64, "hop": 16, "mels": 12, "reach": 1}
 FRAMES = {"a": 4, "b": 9, "c": 14, " ": 6}
@@ -78,11 +80,12 @@ def test_letters_are_found_where_they_are_spoken():
     said = [letters(text) for text in texts]
 
     def right(paths: list[np.ndarray]) -> float:
-        return float(np.concatenate([np.abs(p - t) == 0 for p, t in zip(paths, true, strict=True)]).mean())
+        """Share of frames on the letter that is spoken: which of two equal ones in a row, nobody can hear."""
+        same = [text[p] == text[t] for text, p, t in zip(said, paths, true, strict=True)]
+        return float(np.concatenate(same).mean())
 
-    assert right([even(len(s), len(x)) for s, x in zip(said, sounds, strict=True)]) < 0.7
-    # one letter twice in a row has no border that could be heard
-    assert right(align(sounds, said, len(ALPHABET))) > 0.85
+    assert right([even(len(s), len(x)) for s, x in zip(said, sounds, strict=True)]) < 0.75
+    assert right(align(sounds, said, len(ALPHABET))) > 0.88
 
 
 def test_reading_finds_how_long_letters_take(folder: Path):
@@ -142,6 +145,25 @@ def test_a_model_says_what_it_is_asked_to(folder: Path, tmp_path: Path):
     assert replace(model, domain=longer).sample(1, condition={"text": "abc " * 20}).shape[3] > 300
     with pytest.raises(SfumatoError, match="holds no word"):
         model.sample(1, condition={"text": "?!"})
+    with pytest.raises(SystemExit) as left:
+        main(
+            [
+                "sample",
+                str(tmp_path / "run" / "model"),
+                "--prompt",
+                "ab",
+                "--count",
+                "2",
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
+    assert not left.value.code
+    assert len(list((tmp_path / "o").glob("*.wav"))) == 2
+    train_, held = read_data(recipe, domain)
+    (distance, *_) = sound_measures(domain, domain.encode(train_.raw), None, train_, held)
+    noise = 3 * torch.randn(len(held), *domain.shape)
+    assert distance.value < sound_measures(domain, noise, None, train_, held)[0].value
     with pytest.raises(SfumatoError, match="one text"):
         model.sample(3, condition={"text": ["a", "b"]})
 

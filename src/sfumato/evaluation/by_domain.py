@@ -29,6 +29,7 @@ MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "fields": _fields,
     "sequences": _sequences,
     "sounds": sound_measures,
+    "speech": sound_measures,
 }
 
 

@@ -1,6 +1,6 @@
 """How good sampled sounds are.
 
-Of sounds by class, over features of their own (none of a pretrained network):
+Of sounds by class, and of speech from text, over features of their own (none of a pretrained network):
 
     frechet, log-mel   the Fréchet distance (metrics.py) of what is below; it is not the "FAD" over VGGish features,
                        and its numbers cannot be compared with those
@@ -20,6 +20,7 @@ Of a vocoder's, each beside the recording that it was told the spectrum of:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def sound_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any)
     """
     sounds = torch.as_tensor(samples).float()
     sounds = domain.decode(sounds) if sounds.ndim > 2 else sounds
-    if domain.mels:
+    if "spectrum" in domain.asks:
         return _of_vocoder(domain, sounds, held)
     known, other, made = (features(x, domain.rate) for x in (_real(train), _real(held), sounds))
     centre = known.mean(0)
@@ -83,7 +84,8 @@ def sound_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any)
 
 
 def _real(data: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(data.raw)).float() / 32768
+    raw = data.raw
+    return torch.from_numpy(np.asarray(raw["sound"] if isinstance(raw, Mapping) else raw)).float() / 32768
 
 
 def _agreement(known: Any, made: Any, other: Any, asked: Any, train: Any, held: Any) -> Measure:
