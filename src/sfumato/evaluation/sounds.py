@@ -5,7 +5,7 @@ Of sounds by class, and of speech from text, over features of their own (none of
     frechet, log-mel   the Fréchet distance (metrics.py) of what is below; it is not the "FAD" over VGGish features,
                        and its numbers cannot be compared with those
     agreement          share that a logistic regression, trained on real sounds, takes for the class that was asked for
-    copies             share as near to a training sound as the nearest hundredth of held-out ones are; see copying.py
+    copying            share as near to a training sound as the nearest hundredth of held-out ones are; see copying.py
 
 The features of a sound are the mean and the deviation over time of each of 24 log mel bands, and the mean size of their
 change from frame to frame: 72 numbers. Distances take their first 12 principal components on the training set, in units
@@ -80,7 +80,8 @@ def sound_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any)
     found = [Measure(**{**distance.to_json(), "name": "frechet, log-mel", "note": note})]
     if asked is not None and train.targets is not None:
         found.append(_agreement(known, made, other, asked, train, held))
-    return [*found, copying(a, c, b).measure]
+    # one prompt said twice is no copy of a model's making
+    return found if "text" in domain.asks else [*found, copying(a, c, b).measure]
 
 
 def _real(data: Any) -> Tensor:
