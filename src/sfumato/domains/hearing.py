@@ -74,7 +74,7 @@ def all_heard(sounds: Sequence[np.ndarray], rate: int) -> list[str]:
     """What is heard in each of many sounds; kept in the cache, by what is in them."""
     digest = hashlib.sha256(f"tiny.en {rate}".encode())
     for sound in sounds:
-        digest.update(hashlib.sha256(np.ascontiguousarray(sound)).digest())
+        digest.update(hashlib.sha256(np.ascontiguousarray(sound).tobytes()).digest())
     path = cache_folder() / "heard" / f"{digest.hexdigest()[:32]}.json"
     if path.is_file():
         try:
