@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sfumato.domains.sequences import Sequences
     from sfumato.domains.series import Series
     from sfumato.domains.shapes import Shapes
+    from sfumato.domains.sounds import Sounds
     from sfumato.domains.source import Source
     from sfumato.domains.sources import DataCard, fetch, list_sources, way_names
     from sfumato.domains.table import Table
@@ -48,6 +49,7 @@ _HOMES = {
     "Sequences": "sequences",
     "Series": "series",
     "Shapes": "shapes",
+    "Sounds": "sounds",
     "Source": "source",
     "Table": "table",
     "Video": "video",
@@ -70,6 +72,8 @@ _DOMAINS = {
     "series": ("series", "Series"),
     "video": ("video", "Video"),
     "shapes": ("shapes", "Shapes"),
+    "sounds": ("sounds", "Sounds"),
+    "speech": ("speech", "Speech"),
 }
 
 _OWN: dict[str, Any] = {}
@@ -90,6 +94,7 @@ __all__ = [
     "Sequences",
     "Series",
     "Shapes",
+    "Sounds",
     "Source",
     "Table",
     "Video",

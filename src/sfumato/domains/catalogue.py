@@ -10,6 +10,7 @@ from sfumato.domains import ways as w
 from sfumato.domains.cards import DataCard, NamedSource
 from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.catalogue_kinds import FIELDS, MOLECULES, MUSIC, TEXTS
+from sfumato.domains.catalogue_sounds import SOUNDS
 from sfumato.domains.catalogue_tables import TABLES
 from sfumato.domains.emoji import GROUPS, open_animated, open_fluent, open_google, with_groups
 
@@ -191,6 +192,7 @@ SOURCES: dict[str, NamedSource] = {
     **FIELDS,
     **{name: _described(one) for name, one in (ARRAYS | TABLES).items()},
     **MOLECULES,
+    **{name: NamedSource(DataCard(name=name, **card), **rest) for name, (card, rest) in SOUNDS.items()},
 }
 
 _emoji = SOURCES["emoji"]

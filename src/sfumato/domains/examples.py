@@ -77,6 +77,10 @@ class Domain:
         """
         return {}
 
+    def questions(self, data: Examples, count: int) -> dict[str, Any]:
+        """What a model is asked for, by the names of `asks`, where it is judged beside `data`; {}: nothing."""
+        return {}
+
     def encode(self, stored: Stored) -> Any:
         """States (n, *shape) of stored examples (n, ...)."""
         return torch.from_numpy(np.ascontiguousarray(stored))

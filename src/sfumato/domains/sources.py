@@ -201,6 +201,17 @@ def molecule_file(place: Source) -> tuple[Path, dict[str, Any]]:
     return file_in(folder, name), about
 
 
+def sound_files(place: Source) -> tuple[list[tuple[str, str, bytes]], dict[str, Any]]:
+    """(name, class or "", content) of the files of a named source of sounds, and what the data card is to say."""
+    from sfumato.domains.waves import in_debian_package
+
+    source, folder, about = _folder_of(place, "sounds")
+    (name,) = source.files
+    below, *mark = source.splits[place.split]  # with a mark the first word of a file's name is its class
+    files = in_debian_package(file_in(folder, name), below)
+    return [(path, path.partition(mark[0])[0] if mark else "", content) for path, content in files], about
+
+
 def open_named(place: Source) -> Found:
     """Look into a named source, fetching it if need be; its files are checked on every reading."""
     from sfumato.domains.readers import open_idx

@@ -71,7 +71,7 @@ class DebianPackage:
     fetches: bool = True
 
     def get(self, into: Path, progress: Progress) -> Path:
-        """Fill `into` with the package's `folder`. Raises Unavailable."""
+        """Fill `into` with the package's `folder`, or with the package itself where that is "". Raises Unavailable."""
         for tool in ("apt-get", "dpkg-deb"):
             if not shutil.which(tool):
                 raise Unavailable(f"no {tool} on this machine")
@@ -88,6 +88,9 @@ class DebianPackage:
                     f"apt-get download {self.package}: {problem or 'brought nothing'} "
                     "(on Debian or Ubuntu, 'sudo apt-get update' may help)"
                 )
+            if not self.folder:
+                shutil.copyfile(packages[0], into / packages[0].name)
+                return into
             progress(f"unpacking {packages[0].name}")
             if problem := _run(["dpkg-deb", "-x", packages[0].name, "files"], work):
                 raise Unavailable(f"{packages[0].name} cannot be unpacked: {problem}")

@@ -20,6 +20,7 @@ from sfumato.evaluation.music import music_measures
 from sfumato.evaluation.sequences import sequence_measures
 from sfumato.evaluation.series import series_measures
 from sfumato.evaluation.shapes import shape_measures
+from sfumato.evaluation.sounds import sound_measures
 from sfumato.evaluation.table import table_measures
 from sfumato.evaluation.video import video_measures
 
@@ -37,6 +38,8 @@ MEASURES: dict[str, Callable[..., list[Measure]]] = {
     ),
     "series": series_measures,
     "shapes": shape_measures,
+    "sounds": sound_measures,
+    "speech": sound_measures,
     "table": table_measures,
     "video": lambda domain, x, asked, train, held: video_measures(domain, x, train, held),
 }

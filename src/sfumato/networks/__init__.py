@@ -25,6 +25,7 @@ from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
 from .video import VideoUNet
+from .wave import Wave
 
 __all__ = [
     "EGNN",
@@ -41,6 +42,7 @@ __all__ = [
     "Transformer",
     "UNet",
     "VideoUNet",
+    "Wave",
     "bottleneck",
     "build",
     "fold",
@@ -57,6 +59,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "classifier": NoiseClassifier,
     "autoencoder": AutoEncoder,
     "video": VideoUNet,
+    "wave": Wave,
 }
 
 

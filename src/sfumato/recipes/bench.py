@@ -115,6 +115,8 @@ class Bench:
             condition: dict[str, Any] | None = None if labels is None else {"label": labels}
             if labels is None and self.model.info.get("text"):
                 condition = {"text": prompts_like(self.train, n)}
+            if condition is None and not isinstance(self.model.domain, Images):
+                condition = self.model.domain.questions(self.held, n) or None
             samples = self.model.sample(
                 n,
                 condition=condition,
