@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -358,3 +359,11 @@ def test_the_reference_covers_every_part():
     }
     internal = {"__init__", "__main__", "cli", "serving"}  # the command line has a page of its own
     assert parts - internal <= shown
+
+
+def test_the_docs_say_how_much_each_kind_of_data_adds():
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "lines.py"))
+    assert lines["table"]() in (ROOT / "docs" / "domains.md").read_text(), "python benchmarks/lines.py prints it"
+    from sfumato.domains import _DOMAINS
+
+    assert set(lines["KINDS"]) == set(_DOMAINS) - {"images"}
