@@ -115,7 +115,7 @@ def test_what_is_not_a_bundle_is_named(tmp_path: Path, bundle: Path):
                 "guidance": 1.0,
             }
         },
-        {"domain": {"kind": "sounds"}},
+        {"domain": {"kind": "smells"}},
     ],
 )
 def test_a_record_that_describes_no_model_is_refused(bundle: Path, changes: dict):
