@@ -25,20 +25,16 @@ import torch
 from torch import Tensor
 
 from sfumato.editing import Mask, restore
+from sfumato.evaluation.metrics import crps
 from sfumato.recipes.bench import Bench
 
 
 def scores(draws: np.ndarray, truth: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(squared error of the mean, CRPS) of each series, of draws (n, m, length, channels); the rest without m."""
-    m = draws.shape[1]
     error = (draws.mean(1) - truth) ** 2
-    crps = np.abs(draws - truth[:, None]).mean(1)
-    if m > 1:
-        order = np.sort(draws, axis=1)
-        weight = (2 * np.arange(1, m + 1) - m - 1).reshape(1, m, 1, 1)
-        crps = crps - (weight * order).sum(1) / (m * (m - 1))
+    score = crps(torch.from_numpy(draws.swapaxes(0, 1)), torch.from_numpy(truth)).numpy()
     count = judged.sum((1, 2))
-    return (error * judged).sum((1, 2)) / count, (crps * judged).sum((1, 2)) / count
+    return (error * judged).sum((1, 2)) / count, (score * judged).sum((1, 2)) / count
 
 
 def straight(x: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -106,11 +102,11 @@ def main() -> None:
         }
         print(f"\n{name}: {(~known).mean():.0%} of {len(x)} held-out series of {length} times is missing")
         for who, draw in methods.items():
-            squares, crps = scores(draw(), x, lasts & ~known)
-            rmse, error = float(np.sqrt(squares.mean())), 1.96 * float(crps.std(ddof=1)) / len(crps) ** 0.5
-            print(f"  {who:14s} RMSE {rmse:.3f}   CRPS {crps.mean():.3f} ± {error:.3f}", flush=True)
+            squares, score = scores(draw(), x, lasts & ~known)
+            rmse, error = float(np.sqrt(squares.mean())), 1.96 * float(score.std(ddof=1)) / len(score) ** 0.5
+            print(f"  {who:14s} RMSE {rmse:.3f}   CRPS {score.mean():.3f} ± {error:.3f}", flush=True)
             record.append(
-                {"missing": name, "method": who, "rmse": rmse, "crps": float(crps.mean()), "half": error}
+                {"missing": name, "method": who, "rmse": rmse, "crps": float(score.mean()), "half": error}
             )
     if given.json:
         given.json.write_text(json.dumps(record, indent=1) + "\n")
