@@ -75,10 +75,3 @@ def joined(parts: Sequence[State]) -> Any:
     if isinstance(parts[0], Mapping):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
     return torch.cat(parts)  # type: ignore[arg-type]
-
-
-def taken(samples: State, rows: Any) -> Any:
-    """Some of the samples: `samples[rows]`, of each leaf."""
-    if isinstance(samples, Mapping):
-        return {name: leaf[rows] for name, leaf in samples.items()}
-    return samples[rows]

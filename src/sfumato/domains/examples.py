@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -109,20 +109,23 @@ class Domain:
         """Write samples as files, each whole or not at all: `sample-00007.txt`, or `sample-00007-label-3.txt`."""
         return self._files(self.text(samples), folder, labels, start)
 
-    def _files(self, texts: Sequence[str], folder: str | Path, labels: Any, start: int) -> list[Path]:
+    def _files(
+        self, contents: Iterable[str | bytes], folder: str | Path, labels: Any, start: int
+    ) -> list[Path]:
+        """Write each content as it comes, text with a newline at its end: what was written before an error is whole."""
         from sfumato.files import write_atomically
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for number, text in enumerate(texts):
+        for number, content in enumerate(contents):
             mark = (
                 ""
                 if labels is None or int(labels[number]) == len(self.classes)
                 else f"-label-{int(labels[number])}"
             )
             paths.append(folder / f"sample-{start + number:05d}{mark}.{self.suffix}")
-            write_atomically(paths[-1], f"{text}\n".encode())
+            write_atomically(paths[-1], f"{content}\n".encode() if isinstance(content, str) else content)
         return paths
 
     def picture(self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None) -> Image:

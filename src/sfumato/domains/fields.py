@@ -17,19 +17,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.drawn import Drawn
+from sfumato.domains.examples import Examples
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, MissingExtra, choose
 from sfumato.files import write_atomically
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # low, middle and high of the two ways of colouring: heights about the sea, and anything that may point both ways
 _SCALES = {
@@ -40,7 +38,7 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True)
-class Fields(Domain):
+class Fields(Drawn):
     """Fields of (variables, height, width), states float32.
 
     variables: names in the file; () takes all on the grid of the first. size: of a tile, (height, width) or one number;
@@ -173,20 +171,6 @@ class Fields(Domain):
             places = np.concatenate([np.linspace(-1, sea, 3)[:2], np.linspace(sea, 1, len(points) - 2)])
         return np.stack([np.interp(x, places, points[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
-    def picture(
-        self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None, tile: int = 64
-    ) -> Image:
-        """All samples in a grid, in colour."""
-        from sfumato.domains import grids
-
-        return grids.grid(self.pixels(samples), columns=columns, rows=rows, tile=tile)
-
-    def strip(self, batches: Sequence[Any], captions: Sequence[str] | None = None, tile: int = 64) -> Image:
-        """A column for each batch of the same samples."""
-        from sfumato.domains import grids
-
-        return grids.strip([self.pixels(batch) for batch in batches], captions=captions, tile=tile)
-
 
 def _netcdf() -> Any:
     """SciPy's class of NetCDF-3 files. Raises MissingExtra without the extra "fields"."""
@@ -206,9 +190,10 @@ def _open(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, Any]]:
     """(variables (time, y, x) by name, their units, what the data card says) of a source."""
     if place.name is not None:
-        from sfumato.domains.sources import field_file
+        from sfumato.domains.sources import named_file
 
-        path, wanted, about = field_file(place, wanted)
+        path, own, about = named_file(place, "fields")
+        wanted = wanted or own
     else:
         path = Path(str(place.path)).expanduser()
         about = {"sources": [path.name]}

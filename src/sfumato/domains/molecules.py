@@ -282,9 +282,9 @@ def _figures(stored: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
 
 def _open(place: Source, properties: Sequence[str]) -> tuple[Found, dict[str, Any]]:
     if place.name is not None:
-        from sfumato.domains.sources import molecule_file
+        from sfumato.domains.sources import named_file
 
-        path, about = molecule_file(place)
+        path, _, about = named_file(place, "molecules")
         return open_qm9(path, properties, place.limit), about
     path = Path(str(place.path)).expanduser()
     about: dict[str, Any] = {"sources": [path.name]}

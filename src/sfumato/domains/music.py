@@ -31,7 +31,6 @@ from sfumato.domains.midi import Note, midi_bytes, read_midi
 from sfumato.domains.musicxml import LARGEST, read_score
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, choose
-from sfumato.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,9 +122,9 @@ class Music(Domain):
     def _pieces(self, place: Source) -> tuple[list[Callable[[], tuple[Voices, float]]], dict[str, Any]]:
         """What reads each piece, voices and pickup, and what the data card says."""
         if place.name is not None:
-            from sfumato.domains.sources import score_file
+            from sfumato.domains.sources import named_file
 
-            path, inside, about = score_file(place)
+            path, (inside,), about = named_file(place, "music")
             with zipfile.ZipFile(path) as archive:
                 held = [one for one in archive.infolist() if one.filename.startswith(inside)]
                 scores = {
@@ -255,13 +254,7 @@ class Music(Domain):
         prompts: Sequence[str] | None = None,
     ) -> list[Path]:
         """Write a MIDI file a sample, a track for each voice."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for number, sample in enumerate(samples, start):
-            paths.append(folder / f"sample-{number:05d}.mid")
-            write_atomically(paths[-1], midi_bytes(self.notes(sample)))
-        return paths
+        return self._files((midi_bytes(self.notes(sample)) for sample in samples), folder, None, start)
 
     def drawn(self, samples: Any, tall: int = 2, wide: int = 5) -> np.ndarray:
         """Piano rolls, uint8 (n, height, width, 3): time to the right, pitch upwards, a colour a voice, bars marked."""

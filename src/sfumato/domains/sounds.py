@@ -30,7 +30,6 @@ from sfumato.domains.source import Source
 from sfumato.domains.spectra import frames, log_mels, sound_of
 from sfumato.domains.waves import RATES, Clips, open_clips, to_wav
 from sfumato.errors import DataError, choose
-from sfumato.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -225,15 +224,8 @@ class Sounds(Domain):
         prompts: Sequence[str] | None = None,
     ) -> list[Path]:
         """Write a WAV file of 16 bits a sample. Raises DataError for one that is not finite."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for k, sound in enumerate(self.decode(samples).numpy()):
-            label = len(self.classes) if labels is None else int(labels[k])
-            mark = f"-label-{label}" if label < len(self.classes) else ""
-            paths.append(folder / f"sample-{start + k:05d}{mark}.wav")
-            write_atomically(paths[-1], to_wav(sound, self.rate))
-        return paths
+        sounds = self.decode(samples).numpy()
+        return self._files((to_wav(sound, self.rate) for sound in sounds), folder, labels, start)
 
     def pixels(self, samples: Any) -> np.ndarray:
         """Spectrograms uint8 (n, bins, frames, 3), low at the bottom: 80 dB below the loudest bin of each sample up."""

@@ -180,36 +180,21 @@ def named_data(place: Source, kind: str) -> tuple[Any, dict[str, Any]]:
     return source.reads(folder, place.split), about
 
 
-def field_file(place: Source, wanted: Sequence[str]) -> tuple[Path, Sequence[str], dict[str, Any]]:
-    """The file of a named source of fields, which of its variables to read, and what the data card is to say."""
-    source, folder, about = _folder_of(place, "fields")
+def named_file(place: Source, kind: str) -> tuple[Path, tuple[str, ...], dict[str, Any]]:
+    """The one file of a named source of a kind, what its split says of it, and what the data card is to say."""
+    source, folder, about = _folder_of(place, kind)
     (name,) = source.files
-    return file_in(folder, name), wanted or source.splits[place.split], about
-
-
-def score_file(place: Source) -> tuple[Path, str, dict[str, Any]]:
-    """The archive of a named source of music, the folder in it that holds the scores, and what the data card says."""
-    source, folder, about = _folder_of(place, "music")
-    (name,) = source.files
-    return file_in(folder, name), source.splits[place.split][0], about
-
-
-def molecule_file(place: Source) -> tuple[Path, dict[str, Any]]:
-    """The file of a named source of molecules, and what the data card is to say."""
-    source, folder, about = _folder_of(place, "molecules")
-    (name,) = source.files
-    return file_in(folder, name), about
+    return file_in(folder, name), source.splits[place.split], about
 
 
 def sound_files(place: Source) -> tuple[list[tuple[str, str, bytes]], dict[str, Any]]:
     """(name, class or "", content) of the files of a named source of sounds, and what the data card is to say."""
     from sfumato.domains.waves import in_debian_package
 
-    source, folder, about = _folder_of(place, "sounds")
-    (name,) = source.files
-    below, *mark = source.splits[place.split]  # with a mark the first word of a file's name is its class
-    files = in_debian_package(file_in(folder, name), below)
-    return [(path, path.partition(mark[0])[0] if mark else "", content) for path, content in files], about
+    path, (below, *mark), about = named_file(place, "sounds")
+    # with a mark the first word of a file's name is its class
+    files = in_debian_package(path, below)
+    return [(name, name.partition(mark[0])[0] if mark else "", content) for name, content in files], about
 
 
 def open_named(place: Source) -> Found:
