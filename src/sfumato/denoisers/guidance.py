@@ -209,7 +209,7 @@ def thresholded(x0: Tensor, quantile: float) -> Tensor:
     return (x0 / fit(scale, x0)).clamp(-1, 1)
 
 
-STAY = ("image", "count", "spectrum")
+STAY = ("image", "count", "spectrum", "augmentation")
 """Slots that say what a sample is of, not what it should be like: guidance leaves them in both branches."""
 
 

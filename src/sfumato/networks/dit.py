@@ -84,7 +84,7 @@ class DiT(nn.Module):
         head: numbers in one attention head; divides `width`, which 4 must divide too.
         expansion: hidden width of the MLP over `width`.
         embedding: width of the global embedding.
-        classes, text_dim, image_channels, numbers: the condition's slots, see `Conditioning`; 0 means none.
+        classes, text_dim, image_channels, numbers, augmented: the condition's slots, see `Conditioning`; 0 means none.
         dropout: probability, inside the MLPs.
         checkpointing: recompute each block in the backward pass instead of storing it: less memory, the
             same gradients, about a third more time.
@@ -111,6 +111,7 @@ class DiT(nn.Module):
         classes: int = 0,
         text_dim: int = 0,
         numbers: int = 0,
+        augmented: int = 0,
         image_channels: int = 0,
         dropout: float = 0.0,
         checkpointing: bool = False,
@@ -131,7 +132,12 @@ class DiT(nn.Module):
         self.padding = (0, -breadth % patch, 0, -height % patch)
         self.grid = (math.ceil(height / patch), math.ceil(breadth / patch))
         self.conditioning = Conditioning(
-            embedding, classes=classes, text_dim=text_dim, image_channels=image_channels, numbers=numbers
+            embedding,
+            classes=classes,
+            text_dim=text_dim,
+            image_channels=image_channels,
+            numbers=numbers,
+            augmented=augmented,
         )
         self.stem = nn.Linear((in_channels + image_channels) * patch**2, width)
         self.position = nn.Parameter(sincos_positions(*self.grid, width))

@@ -20,6 +20,8 @@ arXiv:2207.12598), and a missing key at sampling time means the same as the null
     "text"       (batch, tokens, text_dim)  an all-False row of mask    the embedding, cross-attention
     "text_mask"  (batch, tokens) bool       (no key: all are seen)
     "image"      (batch, channels, h, w)    zeros                       concatenation to the state
+    "numbers"    (batch, numbers)           NaN, each for itself        the embedding
+    "augmentation" (batch, augmented)       zeros: as it is             the embedding
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class FourierFeatures(nn.Module):
 class Conditioning(nn.Module):
     """Turn (noise level, condition) into one global embedding and, with text, a sequence to attend to.
 
-        embedding = silu(W2 silu(W1 phi(c)) + label_table[y] + W4 [known n, known] + W3 mean(context))
+        embedding = silu(W2 silu(W1 phi(c)) + label_table[y] + W4 [known n, known] + W5 a + W3 mean(context))
 
     Args:
         width: of the embedding, and of the context tokens.
@@ -72,6 +74,7 @@ class Conditioning(nn.Module):
         text_dim: width of the text tokens given; 0 means that there is no text slot.
         image_channels: channels of the image slot; 0 means that there is no image slot.
         numbers: how many numbers (batch, numbers) the slot of that name holds, about the size of 1; NaN says nothing.
+        augmented: parameters (batch, augmented) of how a picture was changed, in the slot "augmentation".
 
     `forward(noise_level, condition)` returns `(embedding, context, mask)` with shapes (batch, width),
     (batch, 1 + tokens, width) and (batch, 1 + tokens); the last two are None without a text slot. The
@@ -80,7 +83,14 @@ class Conditioning(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, classes: int = 0, text_dim: int = 0, image_channels: int = 0, numbers: int = 0
+        self,
+        width: int,
+        *,
+        classes: int = 0,
+        text_dim: int = 0,
+        image_channels: int = 0,
+        numbers: int = 0,
+        augmented: int = 0,
     ) -> None:
         super().__init__()
         sizes = {
@@ -88,11 +98,12 @@ class Conditioning(nn.Module):
             "text_dim": text_dim,
             "image_channels": image_channels,
             "numbers": numbers,
+            "augmented": augmented,
         }
         for name, value in sizes.items():
             if value < 0:
                 raise ValueError(f"{name} must be zero (no such slot) or positive, got {value}")
-        self.count = numbers
+        self.count, self.augmented = numbers, augmented
         self.classes, self.text_dim, self.image_channels = classes, text_dim, image_channels
         self.level = nn.Sequential(
             FourierFeatures(64), nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width)
@@ -105,8 +116,10 @@ class Conditioning(nn.Module):
             self.text_pool = nn.Linear(width, width)
         if numbers:
             self.numbers = nn.Linear(2 * numbers, width)
+        if augmented:
+            self.augmentation = nn.Linear(augmented, width, bias=False)
         allowed = {"label": classes, "text": text_dim, "text_mask": text_dim, "image": image_channels}
-        allowed["numbers"] = numbers
+        allowed |= {"numbers": numbers, "augmentation": augmented}
         self.slots = tuple(name for name, size in allowed.items() if size)
 
     def check(self, condition: Mapping[str, Tensor]) -> None:
@@ -145,6 +158,12 @@ class Conditioning(nn.Module):
             embedding = embedding + self.numbers(
                 torch.cat([told.where(known, 0.0).to(embedding.dtype), known.to(embedding.dtype)], 1)
             )
+        if self.augmented and (change := condition.get("augmentation")) is not None:
+            if change.shape != (batch, self.augmented):
+                raise ValueError(
+                    f"condition 'augmentation' must be ({batch}, {self.augmented}), got {tuple(change.shape)}"
+                )
+            embedding = embedding + self.augmentation(change.to(embedding.dtype))
         if not self.text_dim:
             return F.silu(embedding), None, None
         context, mask = self._context(batch, condition)

@@ -128,7 +128,7 @@ class UNet(nn.Module):
         attention: the levels that attend, e.g. `(1,)`; with text the last one always does.
         head: channels of one attention head.
         embedding: width of the global embedding.
-        classes, text_dim, image_channels, numbers: the condition's slots, see `Conditioning`; 0 means none.
+        classes, text_dim, image_channels, numbers, augmented: the condition's slots, see `Conditioning`; 0 means none.
         dropout: probability, inside residual blocks.
         checkpointing: recompute each block in the backward pass instead of storing it: less memory, the
             same gradients, about a third more time.
@@ -157,6 +157,7 @@ class UNet(nn.Module):
         classes: int = 0,
         text_dim: int = 0,
         numbers: int = 0,
+        augmented: int = 0,
         image_channels: int = 0,
         dropout: float = 0.0,
         checkpointing: bool = False,
@@ -197,7 +198,12 @@ class UNet(nn.Module):
         # (left, right, top, bottom), as torch's `pad` wants it
         self.padding = (0, -breadth % stride, 0, -height % stride)
         self.conditioning = Conditioning(
-            embedding, classes=classes, text_dim=text_dim, image_channels=image_channels, numbers=numbers
+            embedding,
+            classes=classes,
+            text_dim=text_dim,
+            image_channels=image_channels,
+            numbers=numbers,
+            augmented=augmented,
         )
         widths = [width * multiplier for multiplier in multipliers]
         last = len(widths) - 1

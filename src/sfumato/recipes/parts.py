@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..domains.augmentation import Augmented
+from ..domains.images import Images
 from ..errors import RecipeError
 from ..networks import KINDS
 from ..processes import Categorical, Joint, build_process
@@ -92,6 +94,16 @@ def network_settings(
         if outputs != shape[0]:
             settings["out_channels"] = outputs
     return settings | dict(getattr(domain, "network", {}))
+
+
+def changed(recipe: Recipe, data: Any, plain: bool) -> Augmented:
+    """The data of `data.augment`. plain: whether the model is of pictures alone. Raises RecipeError where it is not."""
+    if not plain or not isinstance(data.domain, Images):
+        raise RecipeError(
+            "data.augment changes pictures: not latents, not the two of a cascade, not other data"
+        )
+    with section("data"):
+        return Augmented(data, recipe.data.augment)
 
 
 def _sizes(data: Any) -> dict[str, float]:

@@ -26,6 +26,7 @@ from ..codec import IDENTITY, Codec, LatentCodec
 from ..conditions import spread_labels
 from ..denoisers import CategoricalDenoiser, Classifier, Denoiser, JointDenoiser, build_guidance
 from ..domains import build_domain
+from ..domains.augmentation import PARAMETERS
 from ..domains.image_data import ImageData
 from ..domains.images import Images, as_source
 from ..drawing import leaf_solvers
@@ -49,7 +50,7 @@ from .codec import (
     with_latents,
     write_codec,
 )
-from .parts import check_features, network_settings, process_of, section
+from .parts import changed, check_features, network_settings, process_of, section
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -146,6 +147,9 @@ def set_up(
             raise RecipeError("a model that enlarges has a gaussian process: leave process.kind out")
         shown = Pairs(data, base.shape[1:], process, recipe.cascade.most)
     settings = network_settings(recipe, domain, process, state, classes)
+    if recipe.data.augment:
+        shown = changed(recipe, data, base is None and codec is IDENTITY)
+        settings["augmented"] = PARAMETERS
     if data.texts is not None:
         settings["text_dim"] = data.texts.encoder["dim"]
     if base is not None:
