@@ -3,8 +3,8 @@
 A model of few pictures learns them by heart: what it makes of noise at a picture it never saw stops improving long
 before what it makes at those that it was trained on. Changed pictures are more pictures, but a model of them makes
 changed pictures too. Karras et al. (2022, arXiv:2206.00364, appendix F.2, after Jun et al. 2020) tell the network the
-parameters of the change, a row a that is 0 for a picture as it is: in training it learns p(x | a), of which sampling asks
-for p(x | 0), and all that is alike under the changes, such as what an edge is, is learned from every one of them.
+parameters of the change, a row a that is 0 for a picture as it is: in training it learns p(x | a), of which sampling
+asks for p(x | 0), and all that is alike under the changes, such as what an edge is, is learned from every one of them.
 
 The changes are symmetries of the grid of pixels and of the cube of colours, so none resamples or leaves [-1, 1]:
 

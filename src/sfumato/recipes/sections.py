@@ -38,7 +38,7 @@ class DataConfig(Section):
     flip: bool = False
     """Mirror half of the pictures in training."""
     augment: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The chance of each change of `domains.augmentation` in training, of which the network is told: for few pictures."""
+    """The chance of each change of `domains.augmentation` in training, of which the network is told."""
     labels: Literal["auto", "none"] = "auto"
     captions: Literal["auto", "none"] = "auto"
     """Whether captions, where there are any, are what the model is asked by (extra `text`)."""
