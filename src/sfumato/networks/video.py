@@ -122,8 +122,9 @@ class VideoUNet(nn.Module):
         self.frames = size[0]
         own = {name: value for name, value in config.items() if name not in ("size", "loop")}
         self.unet = UNet(**own, size=list(size[1:]))
-        self.config: dict[str, Any] = self.unet.config | {"size": list(size), "loop": loop}
-        del self.config["image_channels"]
+        # of the U-Net's own those that a network of clips can be given
+        shared = {name: value for name, value in self.unet.config.items() if name in own}
+        self.config: dict[str, Any] = shared | {"size": list(size), "loop": loop}
 
         def timed(stage: nn.Module, level: int) -> TimedStage:
             assert isinstance(stage, Stage)
