@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sfumato.denoisers import Denoiser
 from sfumato.denoisers.guidance import nothing
-from sfumato.domains.augmentation import PARAMETERS, Augmented, change, parameters
+from sfumato.domains.augmentation import PARAMETERS, Augmented, Change
 from sfumato.domains.images import Images
 from sfumato.errors import DataError
 from sfumato.networks import build
@@ -37,20 +37,20 @@ def data(count: int = 6, side: int = 16, channels: int = 3):
 @settings(max_examples=60, deadline=None)
 def test_changes_are_told_apart_and_parameters_say_which(mirror, quarters, swap, steps, other):
     x = data(1).tensor()[0]
-    one = (mirror, quarters, (0, 0), swap, steps)
-    two = (other[0], other[1], (0, 0), other[2], other[3])
-    same = torch.equal(change(x, *one), change(x, *two))
+    one = Change(mirror, quarters, (0, 0), swap, steps)
+    two = Change(other[0], other[1], (0, 0), other[2], other[3])
+    same = torch.equal(one(x), two(x))
     # the square and the triangle have as many symmetries as there are ways of saying them
-    assert same == (one == two) == np.allclose(parameters(x.shape, *one), parameters(x.shape, *two))
+    assert same == (one == two) == np.allclose(one.parameters(x.shape), two.parameters(x.shape))
 
 
 @given(down=st.integers(-2, 2), right=st.integers(-2, 2))
 @settings(max_examples=25, deadline=None)
 def test_moving_back_and_forth_loses_the_border_alone(down, right):
     x = data(1).tensor()[0]
-    moved = change(x, False, 0, (down, right), False, 0)
+    moved = Change(shift=(down, right))(x)
     assert moved.shape == x.shape
-    back = change(moved, False, 0, (-down, -right), False, 0)
+    back = Change(shift=(-down, -right))(moved)
     assert torch.equal(back[:, 2:-2, 2:-2], x[:, 2:-2, 2:-2])
     assert (down, right) == (0, 0) or not torch.equal(moved, x)
 
@@ -109,7 +109,7 @@ def test_a_model_of_changed_pictures_makes_pictures_that_are_not_changed():
     one = Augmented(Images().of(ramp), 0.25)
     truth = one.tensor()[0]
     ways = [
-        change(truth, mirror, quarters, (0, 0), swap, steps)
+        Change(mirror, quarters, (0, 0), swap, steps)(truth)
         for mirror in (False, True) for quarters in range(4) for swap in (False, True) for steps in range(3)
     ]  # fmt: skip
     every = torch.stack(ways)  # the first is the picture as it is

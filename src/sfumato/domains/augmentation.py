@@ -11,7 +11,7 @@ The changes are symmetries of the grid of pixels and of the cube of colours, so 
     each with the chance p           parameters
     mirrored left to right           m = 1
     turned by k quarters             cos(k π/2) - 1, sin(k π/2)         k uniform in 1 .. 3
-    moved, the border repeated       (up, right) / reach                each uniform in -reach .. reach, reach an eighth
+    moved, the border repeated       (down, right) / reach              each uniform in -reach .. reach, reach an eighth
     red and blue exchanged           s = 1
     colours moved on by k channels   cos(k 2π/3) - 1, sin(k 2π/3)       k uniform in 1, 2
 
@@ -23,10 +23,10 @@ half a turn alone; grey ones keep their colour. As all augmentation, it is keyed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,6 +37,47 @@ from sfumato.errors import DataError
 PARAMETERS = 8
 _CHANGE, _WORDS = 0xA06, 5
 _FREE = (1 << 32) - 1  # the lower half of a word says which change, the upper one whether
+
+
+@dataclass(frozen=True)
+class Change:
+    """One picture mirrored, turned, moved, and its colours exchanged and moved on, in this order.
+
+    quarters: of a turn. shift: pixels down and right. swap: red and blue. steps: by how many channels colours move on.
+    A fourth channel, of alpha, stays as it is.
+    """
+
+    mirror: bool = False
+    quarters: int = 0
+    shift: tuple[int, int] = (0, 0)
+    swap: bool = False
+    steps: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The picture x (channels, height, width), changed."""
+        if self.mirror:
+            x = x.flip(2)
+        if self.quarters:
+            x = x.rot90(self.quarters, (1, 2))
+        if any(self.shift):
+            down, right = self.shift
+            height, width = x.shape[1:]
+            pad = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
+            x = F.pad(x[None], pad, mode="replicate")[0]
+            x = x[:, max(-down, 0) :, max(-right, 0) :][:, :height, :width]
+        if self.swap or self.steps:
+            order = [2, 1, 0] if self.swap else [0, 1, 2]
+            x = torch.cat([x[[order[(i - self.steps) % 3] for i in range(3)]], x[3:]])
+        return x
+
+    def parameters(self, shape: Sequence[int]) -> list[float]:
+        """What a network is told of this change of pictures of `shape` (channels, height, width): see the file."""
+        turn, cycle = self.quarters * math.pi / 2, self.steps * 2 * math.pi / 3
+        moved = [by / (side // 8) for by, side in zip(self.shift, shape[1:], strict=True)]
+        return [
+            float(self.mirror), math.cos(turn) - 1, math.sin(turn), *moved,
+            float(self.swap), math.cos(cycle) - 1, math.sin(cycle),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,71 +105,28 @@ class Augmented:
         batch = self.data.batch(indices, seed, images_seen)
         x = batch["x"]
         words = keyed_words(seed, _CHANGE, images_seen * _WORDS, len(x) * _WORDS).reshape(-1, _WORDS)
-        told = torch.zeros(len(x), PARAMETERS)
-        changed = torch.stack(
-            [
-                self._change(picture, row, told[i])
-                for i, (picture, row) in enumerate(zip(x, words, strict=True))
-            ]
-        )
+        changes = [self._drawn(x.shape[1:], row) for row in words.tolist()]
+        changed = torch.stack([change(picture) for change, picture in zip(changes, x, strict=True)])
+        told = torch.tensor([change.parameters(x.shape[1:]) for change in changes])
         return batch | {"x": changed, "condition": {**batch.get("condition", {}), "augmentation": told}}
 
     def tensor(self, indices: Any = None) -> Tensor:
         """The pictures as they are."""
         return self.data.tensor(indices)
 
-    def _change(self, x: Tensor, words: np.ndarray, told: Tensor) -> Tensor:
+    def _drawn(self, shape: Sequence[int], words: Sequence[int]) -> Change:
+        """The change that five words say, of pictures of `shape`: each way's is None where it is not to happen."""
         mirror, turn, move, swap, cycle = (
-            int(word) & _FREE if int(word) >> 32 < self.share * 2**32 else None for word in words
+            word & _FREE if word >> 32 < self.share * 2**32 else None for word in words
         )
-        channels, height, width = x.shape
-        quarters = steps = 0
+        channels, height, width = shape
+        quarters = 0 if turn is None else turn * 3 // 2**32 + 1 if height == width else 2
         shift = (0, 0)
-        if turn is not None:
-            quarters = turn * 3 // 2**32 + 1 if height == width else 2
         if move is not None:
-            shift = tuple(
-                _spread(half, side // 8) for half, side in ((move >> 16, height), (move & 0xFFFF, width))
-            )
-        if cycle is not None and channels > 1:
-            steps = cycle * 2 // 2**32 + 1
-        swapped = swap is not None and channels > 1
-        told[:] = torch.tensor(parameters(x.shape, mirror is not None, quarters, shift, swapped, steps))
-        return change(x, mirror is not None, quarters, shift, swapped, steps)
-
-
-def parameters(
-    shape: Any, mirror: bool, quarters: int, shift: tuple[int, ...], swap: bool, steps: int
-) -> list[float]:
-    """What a network is told of a change of pictures of `shape` (channels, height, width): see the file."""
-    turn, cycle = quarters * math.pi / 2, steps * 2 * math.pi / 3
-    moved = [by / (side // 8) for by, side in zip(shift, shape[1:], strict=True)]
-    return [
-        float(mirror), math.cos(turn) - 1, math.sin(turn), *moved,
-        float(swap), math.cos(cycle) - 1, math.sin(cycle),
-    ]  # fmt: skip
-
-
-def change(x: Tensor, mirror: bool, quarters: int, shift: tuple[int, ...], swap: bool, steps: int) -> Tensor:
-    """One picture (channels, height, width) mirrored, turned, moved, and its colours exchanged, in this order.
-
-    shift: pixels down and right; the border is repeated. A fourth channel, of alpha, stays as it is.
-    """
-    if mirror:
-        x = x.flip(2)
-    if quarters:
-        x = x.rot90(quarters, (1, 2))
-    if any(shift):
-        down, right = shift
-        pad = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
-        height, width = x.shape[1:]
-        x = F.pad(x[None], pad, mode="replicate")[0]
-        x = x[:, max(-down, 0) :, max(-right, 0) :][:, :height, :width]
-    if swap or steps:
-        order = [2, 1, 0] if swap else [0, 1, 2]
-        order = [order[(i - steps) % 3] for i in range(3)]
-        x = torch.cat([x[order], x[3:]])
-    return x
+            shift = _spread(move >> 16, height // 8), _spread(move & 0xFFFF, width // 8)
+        coloured = channels > 1
+        steps = 0 if cycle is None or not coloured else cycle * 2 // 2**32 + 1
+        return Change(mirror is not None, quarters, shift, coloured and swap is not None, steps)
 
 
 def _spread(bits: int, reach: int) -> int:
