@@ -64,7 +64,7 @@ def file_of(folder: Path, count: int = 60, seed: int = 0) -> Path:
     for k in range(count):
         elements, positions = known(names[k % len(names)])
         shaken = positions @ turn(k) + draw.normal(size=3) + 0.01 * draw.normal(size=positions.shape)
-        block = to_sdf((elements, shaken), f"m{k}").removesuffix("$$$$")
+        block = to_sdf((elements, shaken), f"m{k}").removesuffix("$$$$\n")
         records.append(f"{block}> <mass>\n{len(elements)}\n\n$$$$\n")
     path.write_text("".join(records))
     return path

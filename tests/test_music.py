@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sfumato.domains.midi import Note, midi_bytes, read_midi
 from sfumato.domains.music import FIRST, HOLD, REST, Music
 from sfumato.domains.musicxml import read_score
 from sfumato.editing import fill
-from sfumato.errors import DataError
+from sfumato.errors import DataError, MissingExtra
 from sfumato.evaluation.music import bars, music_measures
 from sfumato.recipes import recipe_from
 from sfumato.recipes.run import train
@@ -61,12 +62,19 @@ def test_midi_of_others_is_read_too(tmp_path: Path):
     assert read_midi(path) == {"track 1": [Note(0, 1, 60), Note(1, 2, 62)]}
     for content, words in (
         (b"RIFF", "no MIDI file"),
-        (b"MThd\0\0\0\6\0\0\0\1\xe7\x28MTrk", "ticks a quarter"),
+        (b"MThd\0\0\0\6\0\0\0\1\xe7\x28MTrk\0\0\0\0", "ticks a quarter"),
         (b"MThd\0\0\0\6\0\0\0\1\0\xf0MTrk\0\0\0\4\0\x90\x3c", "ends too soon"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=words):
             read_midi(path)
+
+
+def test_without_mido_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mido", None)
+    for use in (lambda: midi_bytes(chorale()), lambda: read_midi(tmp_path)):
+        with pytest.raises(MissingExtra, match=r"^this needs mido.*'sfumato\[music\]'$"):
+            use()
 
 
 SCORE = """<score-partwise><part-list>{listed}</part-list>{parts}</score-partwise>"""

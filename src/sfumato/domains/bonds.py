@@ -64,7 +64,8 @@ def stable_atoms(molecule: Molecule) -> np.ndarray:
     return bond_orders(molecule).sum(1) == [VALENCES.get(e, -1) for e in molecule[0]]
 
 
-def _rdkit() -> Any:
+def rdkit() -> Any:
+    """RDKit's `Chem`, silent. Raises MissingExtra."""
     try:
         from rdkit import Chem, RDLogger  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -73,18 +74,28 @@ def _rdkit() -> Any:
     return Chem
 
 
-def built(molecule: Molecule) -> Any:
-    """RDKit's molecule of these atoms and bonds, sanitised; None if it cannot be. Raises MissingExtra."""
-    chem = _rdkit()
-    made = chem.RWMol()
-    for element in molecule[0]:
+def graph(molecule: Molecule) -> Any:
+    """RDKit's molecule of these atoms, bonds and positions as they are, sound or not. Raises MissingExtra."""
+    chem = rdkit()
+    elements, positions = molecule
+    made, orders = chem.RWMol(), bond_orders(molecule)
+    for element in elements:
         made.AddAtom(chem.Atom(element))
-    orders = bond_orders(molecule)
     kinds = (None, chem.BondType.SINGLE, chem.BondType.DOUBLE, chem.BondType.TRIPLE)
     for i, j in zip(*np.nonzero(np.triu(orders)), strict=True):
         made.AddBond(int(i), int(j), kinds[orders[i, j]])
+    where = chem.Conformer(len(elements))
+    where.SetPositions(np.ascontiguousarray(positions, np.float64))
+    made.AddConformer(where)
+    made.UpdatePropertyCache(strict=False)
+    return made
+
+
+def built(molecule: Molecule) -> Any:
+    """`graph`, sanitised; None if it has no atoms or cannot be. Raises MissingExtra."""
+    made = graph(molecule)
     try:
-        chem.SanitizeMol(made)
+        rdkit().SanitizeMol(made)
     except (ValueError, RuntimeError):
         return None
     return made if made.GetNumAtoms() else None
@@ -92,7 +103,7 @@ def built(molecule: Molecule) -> Any:
 
 def smiles(molecule: Molecule) -> tuple[str, int] | None:
     """(canonical SMILES of the largest part, number of parts) of a molecule, None for one that RDKit refuses."""
-    chem = _rdkit()
+    chem = rdkit()
     made = built(molecule)
     if made is None:
         return None

@@ -1,6 +1,6 @@
 """Files of molecules in space: SDF and XYZ, and the table of QM9. What is read are elements, positions and properties.
 
-    SDF     blocks of an MDL molfile (V2000) and lines "> <name>", value: properties; parted by "$$$$"
+    SDF     molfiles and lines "> <name>", value: properties; read and written by RDKit
     XYZ     number of atoms, a line that is passed over, a line "element x y z" an atom; one after another
     QM9     csv inside a wheel, with columns of elements and positions as lists
 
@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.domains.bonds import Molecule, bond_orders
+from sfumato.domains.bonds import Molecule, graph, rdkit
 from sfumato.errors import DataError, choose
 
 LARGEST = 1 << 30  # bytes of a file
-MOST = 999  # atoms of a V2000 block
 QM9 = {
     "dipole": ("Dipole_debye", 1.0),
     "polarizability": ("Polarizability_bohr3", 1.0),
@@ -76,7 +75,7 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _atoms(rows: Sequence[Sequence[str]]) -> Molecule:
+def _atoms(rows: Sequence[Sequence[Any]]) -> Molecule:
     """A molecule of rows (element, x, y, z). Raises ValueError for what is none."""
     positions = np.array([[float(v) for v in row[1:4]] for row in rows], np.float64).reshape(-1, 3)
     if not len(rows) or not np.isfinite(positions).all() or np.abs(positions).max() > 1e6:
@@ -85,24 +84,19 @@ def _atoms(rows: Sequence[Sequence[str]]) -> Molecule:
 
 
 def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
+    read = rdkit().SDMolSupplier()
     for block in text.replace("\r\n", "\n").split("$$$$\n"):
-        lines = block.split("\n")
         if not block.strip():
             continue
+        read.SetData(block, sanitize=False, removeHs=False)
+        one = next(
+            iter(read), None
+        )  # one block at a time: a supplier passes over a short one at a file's end
         try:
-            count = int(lines[3][:3])
-            rows = [
-                [line[31:34].strip(), line[:10], line[10:20], line[20:30]] for line in lines[4 : 4 + count]
-            ]
-            if len(rows) < count or "V2000" not in lines[3]:
-                raise ValueError("a block that is cut off, or of another version")
-            said = {
-                line[line.index("<") + 1 : line.rindex(">")]: lines[k + 1].strip()
-                for k, line in enumerate(lines[:-1])
-                if line.startswith(">") and "<" in line
-            }
-            yield _atoms(rows), said
-        except (ValueError, IndexError):
+            where = one.GetConformer().GetPositions().tolist()
+            rows = [(atom.GetSymbol(), *at) for atom, at in zip(one.GetAtoms(), where, strict=True)]
+            yield _atoms(rows), {name: one.GetProp(name).strip() for name in one.GetPropNames()}
+        except (AttributeError, ValueError):  # None, which has no atoms, is a block that RDKit cannot read
             yield None
 
 
@@ -164,20 +158,8 @@ def _qm9_row(row: dict[str, str], columns: Sequence[tuple[str, float]], found: F
 _DROP = str.maketrans("", "", "[]' ")
 
 
-def to_sdf(molecule: Molecule, title: str, bonds: bool = True) -> str:
-    """An SDF record (V2000), with the bonds that distances tell of. Raises DataError for too many atoms."""
-    elements, positions = molecule
-    if len(elements) > MOST:
-        raise DataError(f"an SDF record holds at most {MOST} atoms, not {len(elements)}")
-    orders = np.triu(bond_orders(molecule)) if bonds else np.zeros((0, 0))
-    pairs = list(zip(*np.nonzero(orders), strict=True))
-    lines = [
-        title,
-        "  sfumato           3D",
-        "",
-        f"{len(elements):3d}{len(pairs):3d}  0  0  0  0  0  0  0  0999 V2000",
-    ]
-    for element, (x, y, z) in zip(elements, positions, strict=True):
-        lines.append(f"{x:10.4f}{y:10.4f}{z:10.4f} {element:<3} 0  0  0  0  0  0  0  0  0  0  0  0")
-    lines += [f"{i + 1:3d}{j + 1:3d}{int(orders[i, j]):3d}  0" for i, j in pairs]
-    return "\n".join([*lines, "M  END", "$$$$"])
+def to_sdf(molecule: Molecule, title: str) -> str:
+    """An SDF record with the bonds that distances tell of. Raises MissingExtra without RDKit."""
+    made = graph(molecule)
+    made.SetProp("_Name", title)
+    return rdkit().MolToMolBlock(made, kekulize=False) + "$$$$\n"

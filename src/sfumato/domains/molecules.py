@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.domains.bonds import Molecule, built, formula, smiles
+from sfumato.domains.bonds import Molecule, formula, smiles
 from sfumato.domains.examples import Domain, Examples
 from sfumato.domains.molecule_files import Found, open_molecules, open_qm9, to_sdf
 from sfumato.domains.source import Source
@@ -91,11 +91,8 @@ class Molecules(Domain):
         elements = self.elements or tuple(sorted({e for one, _ in found.molecules for e in one}))
         most = self.atoms or min(max(len(one) for one, _ in found.molecules), 999)
         number = {e: k for k, e in enumerate(elements, 1)}
-        kept = [
-            k
-            for k, (one, _) in enumerate(found.molecules)
-            if len(one) <= most and all(e in number for e in one)
-        ]
+        fits = [len(one) <= most and number.keys() >= set(one) for one, _ in found.molecules]
+        kept = np.flatnonzero(fits).tolist()
         if not kept:
             strange = next((e for one, _ in found.molecules for e in one if e not in number), None)
             raise DataError(
@@ -172,9 +169,8 @@ class Molecules(Domain):
         atoms = 1 + (chance.cumsum(1) <= u[:, None]).sum(1).clamp(max=len(self.counts) - 1)
         if "atoms" in wanted:
             atoms = wanted["atoms"].long()
-            if bool((atoms != wanted["atoms"]).any()) or not 1 <= atoms.min() <= atoms.max() <= len(
-                self.counts
-            ):
+            whole = bool((atoms == wanted["atoms"]).all())
+            if not whole or not 1 <= atoms.min() <= atoms.max() <= len(self.counts):
                 raise DataError(f"atoms must be whole numbers from 1 to {len(self.counts)}")
         told = {"count": atoms}
         if any(name in wanted for name in self.properties):
@@ -211,44 +207,28 @@ class Molecules(Domain):
         return self._files(texts, folder, labels, start)
 
     def picture(self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None) -> Image:
-        """Drawings of all samples in a grid, the formula alone of what RDKit refuses, or without it."""
-        from PIL import Image
-
+        """Drawings without hydrogens in a grid, the formula alone of what RDKit refuses, or without it."""
         try:
-            from rdkit.Chem import Draw  # pyright: ignore[reportMissingImports]
+            from rdkit.Chem import Draw, MolFromSmiles  # pyright: ignore[reportMissingImports]
         except ImportError:
             return super().picture(samples, columns, rows)  # the sum formulas, a line each
-        found = self.molecules(samples)
+        found, drawn, said = self.molecules(samples), [], []
         if not found:
             raise DataError("there are no samples to show")
-        columns = min(columns or 8, len(found))
-        drawn = Image.new("RGB", (columns * _TILE, -(-len(found) // columns) * _TILE), "white")
-        for k, one in enumerate(found):
-            tile = _drawn(Draw, one)
-            drawn.paste(tile, (k % columns * _TILE, k // columns * _TILE))
-        return drawn
+        for one in found:
+            read = smiles(one)
+            drawn.append(MolFromSmiles(read[0]) if read and read[1] == 1 else None)
+            refused = f"{formula(one[0])}, {'in parts' if read else 'no molecule'}"
+            said.append(refused if drawn[-1] is None else "")
+        across = min(columns or 8, len(found))
+        return Draw.MolsToGridImage(drawn, molsPerRow=across, subImgSize=(_TILE, _TILE), legends=said)
 
     def strip(self, batches: Sequence[Any], captions: Sequence[str] | None = None) -> Image:
         """The first samples of each batch, a row each."""
         return self.picture(torch.cat([batch[:8] for batch in batches]), min(8, len(batches[0])))
 
 
-_TILE = 160
-
-
-def _drawn(draw: Any, molecule: Molecule) -> Image:
-    """A tile with RDKit's drawing without hydrogens, or the sum formula of what it refuses."""
-    from PIL import Image, ImageDraw
-    from rdkit.Chem import MolFromSmiles  # pyright: ignore[reportMissingImports]
-
-    made = built(molecule) is not None and smiles(molecule)
-    read = MolFromSmiles(made[0]) if made else None
-    if read is not None and made and made[1] == 1:
-        return draw.MolToImage(read, size=(_TILE, _TILE))
-    tile = Image.new("RGB", (_TILE, _TILE), "white")
-    what = "in parts" if made else "no molecule"
-    ImageDraw.Draw(tile).text((12, _TILE // 2 - 14), f"{formula(molecule[0])}\n{what}", (150, 60, 60))
-    return tile
+_TILE = 160  # pixels of a drawing
 
 
 def _each(value: Any, name: str, count: int) -> Tensor:
@@ -287,7 +267,5 @@ def _open(place: Source, properties: Sequence[str]) -> tuple[Found, dict[str, An
         path, _, about = named_file(place, "molecules")
         return open_qm9(path, properties, place.limit), about
     path = Path(str(place.path)).expanduser()
-    about: dict[str, Any] = {"sources": [path.name]}
-    if place.licence:
-        about["licence"] = place.licence
+    about = {"sources": [path.name]} | ({"licence": place.licence} if place.licence else {})
     return open_molecules(path, properties), about
