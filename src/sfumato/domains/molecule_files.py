@@ -89,14 +89,12 @@ def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
         if not block.strip():
             continue
         read.SetData(block, sanitize=False, removeHs=False)
-        one = next(
-            iter(read), None
-        )  # one block at a time: a supplier passes over a short one at a file's end
         try:
+            one = read[0]  # a block at a time: a supplier passes over a short one at a file's end
             where = one.GetConformer().GetPositions().tolist()
             rows = [(atom.GetSymbol(), *at) for atom, at in zip(one.GetAtoms(), where, strict=True)]
             yield _atoms(rows), {name: one.GetProp(name).strip() for name in one.GetPropNames()}
-        except (AttributeError, ValueError):  # None, which has no atoms, is a block that RDKit cannot read
+        except (AttributeError, IndexError, ValueError):  # none, or None: what RDKit cannot read
             yield None
 
 
