@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from sfumato.networks import Conditioning, FourierFeatures, build, fold, unfold
-from sfumato.networks.embeddings import attend, rms_norm
+from sfumato.networks.embeddings import attend, rms_norm, rotated
+from sfumato.networks.transformer import Transformer
 
 SMALL = {
     "unet": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head": 8, "embedding": 16},
@@ -72,6 +73,29 @@ def test_attention_is_that_of_torch_on_normalised_vectors():
     mask = torch.tensor([[True] * 7, [True, False] * 3 + [True]])
     expected = F.scaled_dot_product_attention(rms_norm(q), rms_norm(k), v, attn_mask=mask[:, None, None])
     torch.testing.assert_close(attend(q, k, v, mask), expected)
+
+
+def test_rotary_attention_goes_by_distance():
+    """What a query says of a key, both the same everywhere, is the same along every diagonal, and not along others."""
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, 3, 1, 16, dtype=torch.float64).expand(2, 3, 12, 16) for _ in range(2))
+    logits = rotated(q) @ rotated(k).mT
+    assert torch.allclose(
+        logits[..., 1:, 1:], logits[..., :-1, :-1], atol=1e-5
+    )  # angles are of single precision
+    assert (logits[..., 0, 1:] - logits[..., 0, :1]).abs().max() > 0.1
+    assert torch.allclose(rotated(q).square().sum(3), q.square().sum(3), atol=1e-5)
+    network = Transformer(length=6, symbols=5, width=32, depth=1, head=16, embedding=16, rotary=True)
+    with (
+        torch.no_grad()
+    ):  # without places of their own, tokens of one symbol differ by what is near them alone
+        for weight in network.parameters():
+            weight.copy_(torch.randn_like(weight))
+        network.position.zero_()
+    (told,) = network(torch.tensor([[0, 0, 1, 0, 0, 0]]), torch.zeros(1))
+    assert not torch.allclose(told[1], told[5], atol=1e-3)  # one before the 1, three after it
+    with pytest.raises(ValueError, match="of an order"):
+        Transformer(length=6, symbols=5, ordered=False, rotary=True)
 
 
 @kinds

@@ -68,7 +68,7 @@ TEXTS = {
     "jaspar": NamedSource(
         card=DataCard(
             name="jaspar",
-            description="24,000 made DNA sequences of 64 bases: each holds one site of one of 12 motifs of vertebrates",
+            description="24,000 made DNA sequences of 40 bases: each holds one site of one of 12 motifs of vertebrates",
             licence="CC-BY-4.0 (JASPAR); MIT (pyjaspar)",
             origin="drawn by sfumato: sites from frequency matrices of JASPAR 2026 (pyjaspar 4.0.0) in random bases; "
             "none of these sequences was seen in nature",

@@ -28,7 +28,7 @@ from sfumato.errors import DataError
 
 WHEEL = "pyjaspar-4.0.0-py3-none-any.whl"
 BASES, BACKGROUND = "ACGT", np.array([0.295, 0.205, 0.205, 0.295])
-LENGTH, EACH = 64, 2000
+LENGTH, EACH = 40, 2000
 MOTIFS = {
     "CTCF": "MA0139.2", "ESR1": "MA0112.4", "HNF1A": "MA0046.3", "HNF4A": "MA1494.2", "HSF1": "MA0486.2",
     "IRF1": "MA0050.2", "MEF2A": "MA0052.3", "REST": "MA0138.3", "RFX5": "MA0510.3", "SRF": "MA0083.3",

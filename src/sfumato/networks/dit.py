@@ -49,10 +49,18 @@ class TransformerBlock(nn.Module):
     """Self-attention, cross-attention where there is text, and an MLP: (batch, tokens, width) -> same."""
 
     def __init__(
-        self, width: int, embedding: int, *, head: int, expansion: int, context: int = 0, dropout: float = 0.0
+        self,
+        width: int,
+        embedding: int,
+        *,
+        head: int,
+        expansion: int,
+        context: int = 0,
+        dropout: float = 0.0,
+        rotary: bool = False,
     ) -> None:
         super().__init__()
-        self.attention = Attention(width, head)
+        self.attention = Attention(width, head, rotary=rotary)
         self.words = Attention(width, head, context) if context else None
         self.mlp = nn.Sequential(
             nn.Linear(width, expansion * width),

@@ -233,21 +233,38 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return logits.softmax(dim=-1) @ value
 
 
+def rotated(x: Tensor) -> Tensor:
+    """x (batch, heads, tokens, 2 n) with the plane of its numbers k and n + k turned by i w_k at token i.
+
+    w_k = 10000^(-k / n). Turned queries and keys meet as <R_i q, R_j k> = <q, R_(j-i) k>: what they say of each other
+    depends on how far they are apart. Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    half = x.shape[-1] // 2
+    rate = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[-2], device=x.device)[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
 class Attention(nn.Module):
     """Multi-head self- or cross-attention over tokens: (batch, tokens, width) -> the same.
 
     With `context_width` keys and values come from `forward`'s `context` (batch, keys, context_width),
     under its `mask`; without, from x itself. Raises ValueError when `head` does not divide `width`.
+    rotary: self-attention knows how far tokens are apart, see `rotated`.
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
 
-    def __init__(self, width: int, head: int, context_width: int = 0) -> None:
+    def __init__(self, width: int, head: int, context_width: int = 0, rotary: bool = False) -> None:
         super().__init__()
         if width % head:
             raise ValueError(
                 f"the width of a head must divide the width of the layer: {head} does not divide {width}"
             )
-        self.heads = width // head
+        if rotary and (context_width or head % 2):
+            raise ValueError("rotary positions are of self-attention, with heads of an even width")
+        self.heads, self.rotary = width // head, rotary
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -257,6 +274,8 @@ class Attention(nn.Module):
         source = x if context is None else context
         query = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.rotary:
+            query, key = rotated(query), rotated(key)
         return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:

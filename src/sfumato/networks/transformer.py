@@ -2,8 +2,9 @@
 
 The blocks are those of `DiT`. What goes in is a symbol's row of a table, or a linear layer of a position's numbers;
 what comes out are logits or numbers for each position. Positions of a sequence start as sines and cosines of their
-index and are learned; of a set (`ordered=False`) they all get the same, so that what is said of an element does not
-depend on where it stands:
+index and are learned, and with `rotary` attention also knows how far two are apart (`embeddings.rotated`): a pattern
+learned in one place is then known in all. Elements of a set (`ordered=False`) all get the same, so
+that what is said of one does not depend on where it stands:
 
     F(x_pi) = F(x)_pi        for every permutation pi.
 
@@ -31,6 +32,7 @@ class Transformer(nn.Module):
         symbols: how many states a symbol has; x is int64 (batch, length). 0: x is (batch, length, in_channels).
         outputs: numbers answered for each position (default: in_channels).
         width, depth, head, expansion: of the blocks. ordered: whether positions have an order.
+        rotary: whether attention goes by distances, which sequences should; off, as models before it are.
         patch: positions of numbers in a token; divides length.
         embedding: width of the global embedding. classes, text_dim, numbers: the condition's slots, see `Conditioning`.
         dropout: probability, inside blocks. checkpointing: recompute blocks in the backward pass.
@@ -52,6 +54,7 @@ class Transformer(nn.Module):
         head: int = 32,
         expansion: int = 4,
         ordered: bool = True,
+        rotary: bool = False,
         patch: int = 1,
         embedding: int = 128,
         classes: int = 0,
@@ -65,6 +68,8 @@ class Transformer(nn.Module):
         check_positive(length=length, width=width, depth=depth, head=head, expansion=expansion, patch=patch)
         if (symbols > 0) == (in_channels > 0):
             raise ValueError("a transformer takes symbols or numbers: set one of symbols and in_channels")
+        if rotary and not ordered:
+            raise ValueError("rotary positions are of an order: a set (ordered=False) has none")
         if patch > 1 and (symbols or not ordered or length % patch):
             raise ValueError(f"a patch of {patch} is of numbers in their order, and must divide {length}")
         outputs = outputs or in_channels or symbols
@@ -80,7 +85,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 width, embedding, head=head, expansion=expansion, context=embedding if text_dim else 0,
-                dropout=dropout,
+                dropout=dropout, rotary=rotary,
             )
             for _ in range(depth)
         )  # fmt: skip
