@@ -258,6 +258,32 @@ def test_the_network_takes_any_number_of_frames_and_reaches_as_far_as_it_says():
     assert torch.allclose(part[..., 4:], whole[..., 14:], atol=1e-5)
 
 
+def test_an_envelope_scales_what_enters_and_what_leaves():
+    torch.manual_seed(0)
+    shape = {"in_channels": 2, "size": (8, 20), "width": 16, "depth": 2, "spectrum": 3}
+    plain, own = build("wave", **shape), build("wave", **shape, envelope=True)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    assert set(own.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {
+        "envelope.weight",
+        "envelope.bias",
+    }
+    x, told, level = torch.randn(2, 2, 8, 20), torch.randn(2, 3, 20), torch.tensor([0.5, -0.5])
+    assert torch.allclose(own(x, level, {"spectrum": told}), plain(x, level, {"spectrum": told}), atol=1e-5)
+    size = torch.tensor([0.03, 0.1, 0.5, 1.0, 2.0, 4.0, 1.0, 0.2])[:, None]  # of each bin, whatever is told
+    with torch.no_grad():
+        own.envelope.bias.copy_(size[:, 0].log())
+        for network in (plain, own):  # no gain: only what is added
+            network.out.weight[:16] = 0
+            network.out.bias[:16] = 0
+    snr = (-8 * level).exp()[:, None, None, None]
+    scale = ((snr * size**2 + 1) / (snr + 1)).sqrt()
+    found = own(scale * x, level, {"spectrum": told})
+    assert torch.allclose(found, size / scale * plain(x, level, {"spectrum": told}), atol=1e-4)
+    with pytest.raises(ValueError, match="set spectrum too"):
+        build("wave", in_channels=2, size=8, envelope=True)
+
+
 def test_the_network_wants_its_spectrum():
     network = build("wave", in_channels=2, size=(8, 20), width=16, depth=1, spectrum=3)
     x = torch.randn(2, 2, 8, 20)
