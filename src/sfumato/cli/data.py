@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -55,14 +56,56 @@ def fetch(
 
 
 @app.command
-def check(source: str, /) -> int:
+def check(source: str, /, *settings: str, domain: str | None = None) -> int:
     """Read data whole and report what is in them and what is wrong; code 1 if anything is.
 
     Parameters
     ----------
     source
         A folder, a file, or a name from: sfumato data list
+    settings
+        Of a domain, as in data.settings of a recipe: target=cut dialect=dna
+    domain
+        What the data are, as data.domain of a recipe: pictures unless the name says otherwise.
     """
+    from ..domains.catalogue import SOURCES
+
+    kind = domain or (SOURCES[source].card.kind if source in SOURCES else "pictures")
+    return _pictures(source) if kind in ("pictures", "images") else _examples(source, kind, settings)
+
+
+def _examples(source: str, kind: str, settings: tuple[str, ...]) -> int:
+    """Data of any other kind, read as training would read them."""
+    from ..domains import build_domain
+    from ..recipes.recipe import parse_overrides
+    from .show import console, pairs
+
+    data = build_domain(kind, **parse_overrides(settings)).read(source)
+    card, symbols = data.card(), getattr(data.domain, "symbols", 0)
+    classes = ", ".join(f"{name} ({count:,})" for name, count in card["classes"].items())
+    pairs(
+        {
+            "source": f"{card['name']} ({kind})",
+            "examples": f"{card['count']:,}",
+            "left out": f"{card.get('left_out', 0):,}",
+            "state": _state(data.domain.shape, symbols),
+            "classes": classes or "none",
+            "may be asked": ", ".join(getattr(data.domain, "asks", ())) or "nothing else",
+            "licence": card["licence"],
+        }
+    )
+    console.print("fit to train on")
+    return 0
+
+
+def _state(shape: Any, symbols: Any) -> str:
+    """The shape of a state and its symbols; of a joint one its parts, with their symbols."""
+    if isinstance(shape, Mapping):
+        return ", ".join(f"{name} ({symbols[name]})" if name in (symbols or {}) else name for name in shape)
+    return " × ".join(map(str, shape)) + (f", of {symbols} symbols" if symbols else "")
+
+
+def _pictures(source: str) -> int:
     from rich.markup import escape
 
     from ..domains.sources import check as look
