@@ -128,6 +128,9 @@ def test_recipes_and_data(tmp_path: Path, capsys: pytest.CaptureFixture):
     code, out, _ = run(capsys, "data", "check", "digits")
     assert code == 0
     assert "1,797" in out
+    code, _, err = run(capsys, "data", "check", "digits", "size=8")
+    assert code == 1
+    assert "without 'size=8'" in err
     table = tmp_path / "trees.csv"
     table.write_text("height,kind\n" + "".join(f"{k},{'oak' if k % 2 else 'elm'}\n" for k in range(40)))
     code, out, _ = run(capsys, "data", "check", table, "target=kind", "--domain", "table")

@@ -89,6 +89,10 @@ def test_sequences_hold_one_site_in_a_background_of_known_frequencies(place: Pat
     last = np.array([(bases[:, -1] == base).mean() for base in BASES])
     expected = BACKGROUND * (1 - share) + ends * share
     assert (abs(last - expected) < 4 * (expected * (1 - expected) / len(bases)) ** 0.5).all()
+    # all places together, which say it far more sharply: 12 columns of a site in each sequence, else background
+    sites = sum(f.sum(1) for f in motif_matrices(place).values()) / len(MOTIFS)
+    whole = np.array([(bases == base).mean() for base in BASES])
+    np.testing.assert_allclose(whole, (BACKGROUND * (LENGTH - 12) + sites) / LENGTH, atol=0.007)
     assert motif_records(place, "train").texts == records.texts
 
 

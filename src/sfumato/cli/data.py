@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from ..errors import DataError
+
 app = App(name="data", help="List, fetch and check data.")
 
 
@@ -71,7 +73,13 @@ def check(source: str, /, *settings: str, domain: str | None = None) -> int:
     from ..domains.catalogue import SOURCES
 
     kind = domain or (SOURCES[source].card.kind if source in SOURCES else "pictures")
-    return _pictures(source) if kind in ("pictures", "images") else _examples(source, kind, settings)
+    if kind not in ("pictures", "images"):
+        return _examples(source, kind, settings)
+    if settings:
+        raise DataError(
+            f"pictures are checked as they are, without {settings[0]!r}: give --domain another kind"
+        )
+    return _pictures(source)
 
 
 def _examples(source: str, kind: str, settings: tuple[str, ...]) -> int:
