@@ -47,6 +47,7 @@ def main() -> None:
     asked.add_argument("bundle")
     asked.add_argument("--prompts", type=int, default=1000, help="at most so many held-out ones")
     asked.add_argument("--steps", type=int, help="of the solver; the model's own by default")
+    asked.add_argument("--agreement", type=int, help="of the domain; the model's own by default")
     asked.add_argument(
         "--longest", type=float, default=20.0, help="seconds of a prompt that are made at most"
     )
@@ -56,7 +57,10 @@ def main() -> None:
 
     bench = Bench(given.bundle)
     model, held = bench.model, bench.held
-    domain, rows = model.domain, held.rows if held.rows is not None else range(len(held))
+    domain = model.domain
+    if given.agreement is not None:
+        domain = replace(domain, agreement=given.agreement)
+    rows = held.rows if held.rows is not None else range(len(held))
     names = sorted({held.groups[row] for row in rows})
     clips = dict(zip(*(lambda c: (c.names, c.sounds))(domain.clips(bench.recipe.data.source)), strict=True))
     names = names[:: max(len(names) // given.prompts, 1)][: given.prompts]
@@ -117,6 +121,7 @@ def main() -> None:
             print(f"  {key:30} {text}")
     about = {"prompts": len(names), "seconds": round(sum(lengths), 1), "words": sum(said)}
     about |= {"threads": torch.get_num_threads(), "steps": given.steps or model.sampling.steps}
+    about["agreement"] = domain.agreement
     about |= {"model": model.fingerprint, "data": bench.data_hash, "versions": versions()}
     print(
         f"\n{about['prompts']} prompts, {about['seconds']} s, {about['words']} words; {about['threads']} threads"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sfumato.denoisers import (
+    Agreeing,
     Classifier,
     ClassifierFree,
     Denoiser,
@@ -588,3 +589,39 @@ def test_a_classifier_is_one_on_both_sides(override):
 
     with pytest.raises(RecipeError, match="both or neither"):
         set_up(read_recipe("digits", [override]))
+
+
+# --- what is told exactly ---
+
+
+@each_schedule
+def test_what_is_told_is_in_every_sample_and_what_is_independent_of_it_is_untouched(schedule):
+    means = torch.tensor(
+        [[-1.0, 0.5], [1.0, 0.5]], dtype=torch.float64
+    )  # the first number by component, the second
+    model = GaussianMixture(
+        Gaussian(schedule), means, torch.eye(2, dtype=torch.float64).expand(2, 2, 2) * 0.3
+    )
+    told = {"first": torch.tensor([[0.4], [-2.0], [1.1]], dtype=torch.float64)}
+
+    class Deaf(nn.Module):  # it is told, and does not listen
+        process = model.process
+
+        def forward(self, x_t, t, condition=None):
+            return model(x_t, t)
+
+    agreeing = Agreeing(Deaf(), lambda x0, condition: torch.cat([condition["first"], x0[:, 1:]], 1))
+    noise, like = Noise(0, 3), torch.empty(0, dtype=torch.float64)
+    levels = AngleGrid().levels(model.process, 8)
+    drawn = [
+        sample(own, noise, (2,), solver=DPMpp2M(), levels=levels, condition=told, like=like)
+        for own in (Deaf(), agreeing)
+    ]
+    assert torch.allclose(drawn[1][:, :1], told["first"], atol=1e-6)
+    assert torch.allclose(drawn[1][:, 1:], drawn[0][:, 1:], atol=1e-10)
+    # no estimate is further from an x0 that has what is told
+    x0 = torch.cat([told["first"], points(1, 3)[:, 1:]], 1)
+    x_t, level = points(2, 3), model.process.level(0.5)
+    off = [(own(x_t, level, told).x0 - x0).square().sum(1) for own in (Deaf(), agreeing)]
+    assert (off[1] <= off[0]).all()
+    assert torch.equal(agreeing(x_t, level).x0, model(x_t, level).x0)

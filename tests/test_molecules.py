@@ -132,6 +132,9 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path):
     found = Molecules(elements=("H", "O")).read(path)
     assert (len(found), found.card()["left_out"]) == (3, 3)
     assert found.domain.shape == (3, 5)
+    strange = tmp_path / "strange.xyz"
+    strange.write_text(water + "1\nno element\nXx 0 0 0\n" + "1\na number\n8 0 0 0\n")
+    assert Molecules().read(strange).domain.elements == ("H", "O")
     sdf = file_of(tmp_path, 5)
     sdf.write_text(sdf.read_text() + "one\n\n\n 99 0  V2000\n$$$$\n" + "two\n$$$$\n")
     few = Molecules(atoms=4).read(sdf)

@@ -7,6 +7,7 @@ import json
 import tarfile
 import wave
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,20 @@ import torch
 from sfumato import bundle
 from sfumato.domains import Examples, Sounds, build_domain
 from sfumato.domains.hearing import words
-from sfumato.domains.spectra import frames, griffin_lim, log_mels, mel_bands, sound_of
+from sfumato.domains.spectra import (
+    frames,
+    griffin_lim,
+    log_mels,
+    mel_bands,
+    settle,
+    sound_of,
+)
 from sfumato.domains.waves import decode, in_debian_package, to_wav
 from sfumato.errors import DataError, SfumatoError
 from sfumato.evaluation.sounds import features, sound_measures, spectral_distances
 from sfumato.evaluation.speech import word_errors
 from sfumato.networks import build
+from sfumato.noise import Noise
 from sfumato.recipes import recipe_from
 from sfumato.recipes.bench import Bench
 from sfumato.recipes.run import train
@@ -258,32 +267,6 @@ def test_the_network_takes_any_number_of_frames_and_reaches_as_far_as_it_says():
     assert torch.allclose(part[..., 4:], whole[..., 14:], atol=1e-5)
 
 
-def test_an_envelope_scales_what_enters_and_what_leaves():
-    torch.manual_seed(0)
-    shape = {"in_channels": 2, "size": (8, 20), "width": 16, "depth": 2, "spectrum": 3}
-    plain, own = build("wave", **shape), build("wave", **shape, envelope=True)
-    for p in plain.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    assert set(own.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {
-        "envelope.weight",
-        "envelope.bias",
-    }
-    x, told, level = torch.randn(2, 2, 8, 20), torch.randn(2, 3, 20), torch.tensor([0.5, -0.5])
-    assert torch.allclose(own(x, level, {"spectrum": told}), plain(x, level, {"spectrum": told}), atol=1e-5)
-    size = torch.tensor([0.03, 0.1, 0.5, 1.0, 2.0, 4.0, 1.0, 0.2])[:, None]  # of each bin, whatever is told
-    with torch.no_grad():
-        own.envelope.bias.copy_(size[:, 0].log())
-        for network in (plain, own):  # no gain: only what is added
-            network.out.weight[:16] = 0
-            network.out.bias[:16] = 0
-    snr = (-8 * level).exp()[:, None, None, None]
-    scale = ((snr * size**2 + 1) / (snr + 1)).sqrt()
-    found = own(scale * x, level, {"spectrum": told})
-    assert torch.allclose(found, size / scale * plain(x, level, {"spectrum": told}), atol=1e-4)
-    with pytest.raises(ValueError, match="set spectrum too"):
-        build("wave", in_channels=2, size=8, envelope=True)
-
-
 def test_the_network_wants_its_spectrum():
     network = build("wave", in_channels=2, size=(8, 20), width=16, depth=1, spectrum=3)
     x = torch.randn(2, 2, 8, 20)
@@ -292,6 +275,44 @@ def test_the_network_wants_its_spectrum():
             network(x, torch.zeros(2), condition)
     with pytest.raises(ValueError, match="odd"):
         build("wave", in_channels=2, size=(8, 20), kernel=4)
+
+
+def test_phases_settle_with_magnitudes_never_further_from_them():
+    torch.manual_seed(0)
+    x = torch.randn(2, 512, dtype=torch.float64)
+    size = frames(x, 64, 16).abs()
+    turned, off = torch.polar(torch.ones_like(size), 6.28 * torch.rand_like(size)), []
+    for _ in range(12):
+        off.append(float((frames(sound_of(size * turned, 64, 16), 64, 16).abs() - size).square().sum()))
+        turned = settle(turned, size, 64, 16, 1)
+    assert all(b <= a for a, b in pairwise(off))
+    assert off[-1] < off[0] / 2
+    own = frames(x, 64, 16) / size  # a sound's own phases need no settling
+    assert torch.allclose(settle(own, size, 64, 16, 3), own, atol=1e-6)
+
+
+def test_an_estimate_goes_to_the_nearest_that_has_the_bands_it_is_told():
+    domain = Sounds(**SMALL, mels=12, agreement=1, scale=tuple(np.linspace(0.1, 2, 32).tolist()))
+    torch.manual_seed(0)
+    sound, other = 0.1 * torch.randn(2, 2, 512)
+    told, x0 = {"spectrum": domain.mel(sound)}, domain.encode(other)
+    found = domain.agree(x0, told)
+    before, s = (x * x.abs() for x in map(domain._complex, (x0, found)))  # power = .5
+    weights = mel_bands(12, 64, 2000)
+    whole = (s.abs() > 1e-6).all(1)  # elsewhere a magnitude would be below 0
+    assert whole.any()
+    assert torch.allclose(s * before.conj(), (s.abs() * before.abs()).to(s.dtype), atol=1e-5)  # the phases
+    assert torch.allclose(
+        (weights @ s.abs()).mT[whole], (3 * told["spectrum"] - 4).exp().mT[whole], atol=1e-5
+    )
+    # nearest: it moved across all that changes no band
+    moved = (s.abs() - before.abs()).mT[whole]
+    assert torch.allclose(moved, moved @ torch.linalg.pinv(weights) @ weights, atol=1e-5)
+    same = domain.encode(sound)  # a sound that has the bands stays
+    assert torch.allclose(domain.agree(same, told), same, atol=1e-3)
+    assert Sounds(**SMALL, mels=32).agree is None
+    with pytest.raises(DataError, match="agreement of sounds must be a whole number from 0 to 0"):
+        Sounds(**SMALL, agreement=1)
 
 
 # --- a vocoder, whole ---
@@ -333,6 +354,23 @@ def test_a_vocoder_makes_a_sound_of_the_spectrum_it_is_told(vocoder: Path):
         assert float(near) < float(far)
     with pytest.raises(SfumatoError, match="a spectrum must be"):
         model.sample(2, condition={"spectrum": low[:, :5]})
+
+
+def test_a_vocoder_that_agrees_has_the_bands_it_is_told(vocoder: Path):
+    model = bundle.load(vocoder)
+    told = model.conditions.tensors(None, 8, Noise(0, 8))["spectrum"]
+    off = {}
+    for agreement in (0, 1, 5):
+        own = replace(model.domain, agreement=agreement)
+        drawn = replace(model, domain=own).sample(8)
+        s = own._complex(drawn)
+        ways = (
+            s * s.abs(),
+            frames(own.decode(drawn), own.window, own.hop),
+        )  # of the state, of the sound that it is
+        off[agreement] = [float((log_mels(x, 12, 2000) - told).square().mean()) for x in ways]
+    assert off[1][0] < 0.7 * off[0][0]  # not 0: what would be below 0 is 0
+    assert off[5][1] < off[0][1]
 
 
 def test_a_vocoder_makes_sounds_of_any_length(vocoder: Path):

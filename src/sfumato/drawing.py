@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .errors import SolverError
 from .noise import Noise
-from .processes import Categorical, Joint
+from .processes import Categorical, Joint, Prediction
 from .sampling import Sampling
-from .solvers import Ancestral, sample, sample_from, sample_joint
+from .solvers import Ancestral, Callback, sample, sample_from, sample_joint
 
 State = Tensor | Mapping[str, Tensor]
 
@@ -75,3 +75,14 @@ def joined(parts: Sequence[State]) -> Any:
     if isinstance(parts[0], Mapping):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
     return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def counted(callback: Callback | None, chunk: int, chunks: int) -> Callback | None:
+    """A callback that counts the steps of all chunks."""
+    if callback is None:
+        return None
+
+    def told(step: int, steps: int, x: Tensor, prediction: Prediction | None) -> None:
+        callback(chunk * steps + step, chunks * steps, x, prediction)
+
+    return told

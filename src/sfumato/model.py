@@ -19,6 +19,7 @@ from .cascade import Base
 from .codec import IDENTITY, Codec, IdentityCodec, check_latents, fingerprint
 from .conditions import Conditions
 from .denoisers import (
+    Agreeing,
     Classifier,
     ClassifierFree,
     Denoiser,
@@ -28,11 +29,10 @@ from .denoisers import (
     build_guidance,
 )
 from .domains.images import Images
-from .drawing import draw, joined
+from .drawing import counted, draw, joined
 from .errors import BundleError, SolverError
 from .noise import Noise
 from .personal import Adapter, check_made_for, merge
-from .processes import Prediction
 from .sampling import Sampling
 from .solvers import (
     DDIM,
@@ -110,7 +110,15 @@ class Model:
         return {**(condition or {}), "image": self.base.draw(condition, indices, seed, batch)}
 
     def guided(self, guidance: float | str | Guidance) -> Denoises:
-        """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here."""
+        """The denoiser under classifier-free guidance (the denoiser itself at 1); its words become tensors here.
+
+        Its estimates agree with what it is told, where the domain says what that is (`Domain.agree`).
+        """
+        guided = self._guided(guidance)
+        agree = None if isinstance(self.domain, Images) else self.domain.agree
+        return guided if agree is None else Agreeing(guided, agree)
+
+    def _guided(self, guidance: float | str | Guidance) -> Denoises:
         if isinstance(self.denoiser, Classifier):
             raise BundleError(
                 "this is a classifier of noisy data and draws nothing: let it guide another model"
@@ -344,7 +352,7 @@ class Model:
             part = slice(begin, begin + batch)
             own = given and {name: value[part].to(weights.device) for name, value in given.items()}
             since = None if start is None else self.codec.encode(start[0][part].to(weights))
-            told = _counted(callback, k, len(chunks))
+            told = counted(callback, k, len(chunks))
             settings = {"condition": own, "start": since, "like": weights, "callback": told}
             try:
                 made = draw(denoiser, noises[k], self.latent_shape, plan, **settings)
@@ -386,14 +394,3 @@ class Model:
         given = given and {name: value.to(x.device) for name, value in given.items()}
         noise = Noise(seed, len(x))
         return log_likelihood(self.denoiser, x, given, steps=steps, probes=probes, noise=noise)
-
-
-def _counted(callback: Callback | None, chunk: int, chunks: int) -> Callback | None:
-    """A callback that counts the steps of all chunks."""
-    if callback is None:
-        return None
-
-    def told(step: int, steps: int, x: Tensor, prediction: Prediction | None) -> None:
-        callback(chunk * steps + step, chunks * steps, x, prediction)
-
-    return told

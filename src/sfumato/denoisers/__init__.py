@@ -1,5 +1,6 @@
 """Denoisers: what solvers, guidance, quantisers and exporters see of a model."""
 
+from .agreeing import Agreeing
 from .categorical import CategoricalDenoiser, SequenceTable
 from .classifier import Classifier
 from .classifier_free import ClassifierFree
@@ -11,6 +12,7 @@ from .phase import InPhase
 from .score_guidance import ScoreGuided
 
 __all__ = [
+    "Agreeing",
     "CategoricalDenoiser",
     "Classifier",
     "ClassifierFree",

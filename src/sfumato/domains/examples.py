@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -76,6 +76,14 @@ class Domain:
         noise: the draws of the n samples, for what is needed and was left open. Raises DataError for what cannot be.
         """
         return {}
+
+    @property
+    def agree(self) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None:
+        """(estimate of states (n, *shape), what was told by slot) -> the estimate, brought to agree with it; or None.
+
+        For what was told says a part of the state exactly, and a network knows that only as well as it has learned to.
+        """
+        return None
 
     def questions(self, data: Examples, count: int) -> dict[str, Any]:
         """What a model is asked for, by the names of `asks`, where it is judged beside `data`; {}: nothing."""

@@ -99,7 +99,7 @@ def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
 
 
 def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
-    lines, k = text.splitlines(), 0
+    lines, k, number_of = text.splitlines(), 0, rdkit().GetPeriodicTable().GetAtomicNumber
     while k < len(lines):
         if not lines[k].strip():
             k += 1
@@ -107,11 +107,11 @@ def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
         try:
             count = int(lines[k])
             rows = [line.split() for line in lines[k + 2 : k + 2 + count]]
-            if len(rows) < count or any(len(row) < 4 for row in rows):
+            if len(rows) < count or any(len(row) < 4 or not number_of(row[0]) for row in rows):
                 raise ValueError("a block that is cut off")
             yield _atoms(rows), {}
             k += count + 2
-        except ValueError:
+        except (ValueError, RuntimeError):  # RuntimeError: of RDKit, for what is no element
             yield None
             k += 1
             while k < len(lines) and not lines[k].strip().isdigit():  # on to what may be the next

@@ -9,14 +9,16 @@ there are 30 dB left, and what is quiet counts too (Richter et al. 2023, arXiv:2
 enhancement). A bin holds a few hundredths of a second, so a network needs to reach over fewer places than samples.
 
 With `mels` > 0 a network is told the log mel bands of a sound in the slot "spectrum" (n, mels, frames), and makes the
-sound that they are of. That slot is never dropped. A network without a fixed number of frames makes a sound of any
-length: `domain.of_length(samples)` is this domain with another one.
+sound that they are of. That slot is never dropped. It says much of the magnitudes: with `agreement` each estimate of S
+goes to the nearest one that has these bands (`Domain.agree`), which keeps its phases and moves its magnitudes, and from
+2 on its phases then settle with those, a round of Griffin-Lim for each. A network without a fixed number of frames
+makes a sound of any length: `domain.of_length(samples)` is this domain with another one.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
 from sfumato.domains.source import Source
-from sfumato.domains.spectra import frames, log_mels, sound_of
+from sfumato.domains.spectra import frames, log_mels, magnitudes, settle, sound_of
 from sfumato.domains.waves import RATES, Clips, open_clips, to_wav
 from sfumato.errors import DataError, choose
 
@@ -52,9 +54,10 @@ class Sounds(Domain):
 
     rate: in Hz; files of another are resampled. stride: 0 takes the beginning of each file, else a piece every so many
     samples; what is shorter than `length` is filled up with silence. peak: what the loudest sample of each file is
-    brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0 for none. scale: of each bin;
-    () takes those of the data. shown: spectra that a vocoder is shown by, of the data. Raises DataError for other
-    values.
+    brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0 for none. agreement: how often
+    a vocoder's estimates are given magnitudes that have its bands, each time but the first by way of a sound; 0 never.
+    scale: of each bin; () takes those of the data. shown: spectra that a vocoder is shown by, of the data. Raises
+    DataError for other values.
     """
 
     name: ClassVar[str] = "sounds"
@@ -68,6 +71,7 @@ class Sounds(Domain):
     hop: int = 80
     power: float = 0.5
     mels: int = 0
+    agreement: int = 0
     scale: tuple[float, ...] = ()
     shown: str = ""
 
@@ -76,7 +80,7 @@ class Sounds(Domain):
             object.__setattr__(self, key, tuple(getattr(self, key)))
         for key, low, high in (
             ("rate", *RATES), ("length", 1, LONGEST), ("stride", 0, LONGEST), ("window", 16, 1 << 14),
-            ("hop", 1, self.window // 2), ("mels", 0, self.window // 2),
+            ("hop", 1, self.window // 2), ("mels", 0, self.window // 2), ("agreement", 0, 100 if self.mels else 0),
         ):  # fmt: skip
             if not isinstance(value := getattr(self, key), int) or not low <= value <= high:
                 raise DataError(f"{key} of sounds must be a whole number from {low} to {high}, not {value!r}")
@@ -157,20 +161,38 @@ class Sounds(Domain):
     def encode(self, stored: Any) -> Tensor:
         """States (n, 2, bins, frames) of sounds int16 or float (n, length)."""
         s = frames(self._heard(stored), self.window, self.hop)
-        x = torch.view_as_real(s * s.abs().clamp_min(1e-12) ** (self.power - 1)).permute(0, 3, 1, 2)
-        return (x / torch.tensor(self.scale)[:, None]).contiguous()
+        return self._real(s * s.abs().clamp_min(1e-12) ** (self.power - 1))
 
     def decode(self, samples: Any) -> Tensor:
         """Sounds float32 (n, length) of states."""
-        x = samples.float().cpu() * torch.tensor(self.scale)[:, None]
-        s = torch.complex(x[:, 0], x[:, 1])
+        s = self._complex(samples.cpu())
         return sound_of(s * s.abs().clamp_min(1e-12) ** (1 / self.power - 1), self.window, self.hop)
+
+    def _real(self, s: Tensor) -> Tensor:
+        x = torch.view_as_real(s).permute(0, 3, 1, 2)
+        return (x / torch.tensor(self.scale, device=x.device)[:, None]).contiguous()
+
+    def _complex(self, x: Tensor) -> Tensor:
+        x = x.float() * torch.tensor(self.scale, device=x.device)[:, None]
+        return torch.complex(x[:, 0], x[:, 1])
 
     def mel(self, sounds: Any) -> Tensor:
         """Log mel bands (n, mels, frames) of sounds (n, length)."""
         return log_mels(frames(self._heard(sounds), self.window, self.hop), self.mels, self.rate)
 
     # -- what a vocoder is told ------------------------------------------------------------------------------------
+    @property
+    def agree(self) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None:
+        """Gives estimates the magnitudes that a vocoder is told, and phases that fit them, as `agreement` says."""
+        return self._agree if self.agreement else None
+
+    def _agree(self, x0: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        s = self._complex(x0)
+        near = s.abs() ** (1 / self.power)
+        size = magnitudes(condition["spectrum"], self.window, self.rate, near)
+        turned = settle(s, size, self.window, self.hop, self.agreement - 1)
+        return self._real(size**self.power * turned).to(x0.dtype)
+
     @property
     def asks(self) -> tuple[str, ...]:
         """A vocoder is asked for a "spectrum"."""

@@ -13,9 +13,9 @@ the other as its imaginary part, so that N / 2 complex bins hold everything.
 **Mel bands.** mel(f) = 2595 log10(1 + f / 700); band b is a triangle around the b-th of evenly spaced mels. Each is
 integrated over a bin, so that no band is empty however narrow, and |S| of the bins from 1 on is averaged with it.
 
-**Griffin-Lim** finds a sound for mel bands without a model: magnitudes by the pseudo-inverse of the bands, and phases
-by going back and forth, which never increases the distance between what was asked for and what the sound has. Here
-with the momentum of Perraudin et al. 2013 (WASPAA), .99. It is what a vocoder has to beat.
+**Griffin-Lim** finds a sound for mel bands without a model: the least magnitudes that have the bands, and phases
+by going back and forth (`settle`), which never increases the distance between what was asked for and what the sound
+has. Here with the momentum of Perraudin et al. 2013 (WASPAA), .99. It is what a vocoder has to beat.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ def frames(sound: Tensor, window: int, hop: int) -> Tensor:
     """The transform, complex (n, window / 2, samples / hop), of sounds (n, samples), a multiple of hop."""
     margin = (window - hop) // 2
     padded = F.pad(sound[:, None], (margin, window - hop - margin), mode="reflect")[:, 0]
-    whole = torch.fft.rfft(padded.unfold(1, window, hop) * torch.hann_window(window, dtype=sound.dtype))
+    whole = torch.fft.rfft(
+        padded.unfold(1, window, hop) * torch.hann_window(window, dtype=sound.dtype, device=sound.device)
+    )
     shared = torch.complex(whole.real[..., :1], whole.real[..., -1:])
     return torch.cat([shared, whole[..., 1:-1]], -1).mT
 
 
 def sound_of(spectrum: Tensor, window: int, hop: int) -> Tensor:
     """The sound (n, samples) whose transform is nearest to a spectrum (n, window / 2, frames)."""
-    shape = torch.hann_window(window, dtype=spectrum.real.dtype)
+    shape = torch.hann_window(window, dtype=spectrum.real.dtype, device=spectrum.device)
     shared = spectrum.mT[..., :1]
     ends = [part.to(spectrum.dtype) for part in (shared.real, shared.imag)]
     cut = torch.fft.irfft(torch.cat([ends[0], spectrum.mT[..., 1:], ends[1]], -1), n=window) * shape
@@ -78,16 +80,33 @@ def log_mels(spectrum: Tensor, bands: int, rate: int) -> Tensor:
     return ((weights @ spectrum.abs().float()).clamp_min(FLOOR).log() + 4) / 3
 
 
-def griffin_lim(mels: Tensor, window: int, hop: int, rate: int, rounds: int = 32) -> Tensor:
-    """Sounds (n, frames x hop) of log mels (n, bands, frames) by phases that agree with one another; see the file."""
-    weights = mel_bands(mels.shape[1], window, rate)
-    size = (torch.linalg.pinv(weights) @ (3 * mels - 4).exp()).clamp_min(0)
-    draw = torch.Generator().manual_seed(0)
-    turned = torch.polar(torch.ones_like(size), 2 * torch.pi * torch.rand(size.shape, generator=draw))
+def magnitudes(mels: Tensor, window: int, rate: int, near: Tensor | float = 0.0) -> Tensor:
+    """|S| (n, window / 2, frames) of log mels m (n, bands, frames): those with W |S| = exp(3 m - 4) nearest to `near`.
+
+    near + W+ (exp(3 m - 4) - W near), no less than 0; W+ is the pseudo-inverse of the bands W.
+    """
+    weights = mel_bands(mels.shape[1], window, rate).to(mels)
+    wanted = (3 * mels - 4).exp()
+    if isinstance(near, Tensor):
+        wanted = wanted - weights @ near
+    return (near + torch.linalg.pinv(weights) @ wanted).clamp_min(0)
+
+
+def settle(turned: Tensor, size: Tensor, window: int, hop: int, rounds: int, momentum: float = 0.0) -> Tensor:
+    """Phases, complex of size 1, that agree better with each other at magnitudes `size`, from those of `turned`."""
     before = torch.zeros_like(turned)
+    turned = turned / turned.abs().clamp_min(1e-12)
     for _ in range(rounds):
         again = frames(sound_of(size * turned, window, hop), window, hop)
-        turned = again + 0.99 * (again - before)
+        turned = again + momentum * (again - before)
         turned = turned / turned.abs().clamp_min(1e-12)
         before = again
-    return sound_of(size * turned, window, hop)
+    return turned
+
+
+def griffin_lim(mels: Tensor, window: int, hop: int, rate: int, rounds: int = 32) -> Tensor:
+    """Sounds (n, frames x hop) of log mels (n, bands, frames) by phases that agree with one another; see the file."""
+    size = magnitudes(mels, window, rate)
+    draw = torch.Generator().manual_seed(0)
+    turned = torch.polar(torch.ones_like(size), 2 * torch.pi * torch.rand(size.shape, generator=draw))
+    return sound_of(size * settle(turned, size, window, hop, rounds, 0.99), window, hop)

@@ -54,6 +54,10 @@ class Speech(Sounds):
         object.__setattr__(self, "times", tuple(self.times))
         if self.mels < 1 or not 0 <= self.reach <= 16 or not all(0 < t < 1000 for t in self.times):
             raise DataError(f"speech needs mels, reach from 0 to 16 and times above 0, not {self.reach}")
+        if self.agreement:
+            raise DataError(
+                "letters say no magnitudes: the agreement of speech is 0, that of its vocoder may be more"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

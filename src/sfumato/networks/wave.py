@@ -17,17 +17,6 @@ The best linear estimate of x0 is such a gain (Wiener's), and where the spectrum
 noise and passes whole. Noise has as many dimensions as a frame has numbers, and without the gain all of them would
 have to pass through `width` channels.
 
-**The envelope.** What is told often says how loud each bin is, and speech's bins differ by 30 dB: what is quiet enters
-lost in noise, and loud and quiet leave with one scale. With `envelope` a linear layer learns the size e of the data at
-each bin from the spectrum m, which holds logarithms, and both ends go by it,
-
-    e = exp(W m + b),    s^2 = (snr e^2 + 1) / (snr + 1),    F = gain(z) * x_t + e / s * sum(z),
-
-the blocks being shown x_t / s. s is the size of x_t (of unit size where e = 1), and e / s that of what x_t leaves open
-of a velocity, from e in noise to 1 in data: the preconditioning of EDM (Karras et al. 2022, arXiv:2206.00364, table 1)
-for each number by itself. To whiten by what is told is the idea of PriorGrad (Lee et al. 2022, arXiv:2106.06406), there
-of the noise. W = b = 0 at first.
-
 What is told of every frame, the slot "spectrum" (batch, spectrum, frames), enters beside the state. Nothing here
 depends on the number of frames, so a network trained on pieces of a second makes sounds of a minute; it reaches
 `depth (kernel - 1) / 2` frames to either side.
@@ -77,7 +66,6 @@ class Wave(nn.Module):
         in_channels, size: of the state; size is (bins, frames), of which the frames are not held to.
         width, depth, expansion: of the blocks. kernel: taps over frames, an odd number.
         spectrum: numbers told of every frame in the slot of that name, (batch, spectrum, frames); 0 for no such slot.
-        envelope: whether the spectrum says how large the data are, see the file; off, as in models before it.
         embedding: width of the global embedding. classes: labels, see `Conditioning`.
         dropout: probability, inside blocks. checkpointing: recompute blocks in the backward pass.
 
@@ -97,7 +85,6 @@ class Wave(nn.Module):
         kernel: int = 7,
         expansion: int = 3,
         spectrum: int = 0,
-        envelope: bool = False,
         embedding: int = 128,
         classes: int = 0,
         dropout: float = 0.0,
@@ -109,8 +96,6 @@ class Wave(nn.Module):
         check_positive(in_channels=in_channels, width=width, depth=depth, kernel=kernel, expansion=expansion)
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that a frame is in the middle of it; got {kernel}")
-        if envelope and not spectrum:
-            raise ValueError("an envelope is learned from the spectrum that is told: set spectrum too")
         self.in_channels, self.bins, self.spectrum = in_channels, pair(size)[0], spectrum
         self.checkpointing = checkpointing
         self.conditioning = Conditioning(embedding, classes=classes)
@@ -121,7 +106,6 @@ class Wave(nn.Module):
         )
         self.modulation = zeroed(nn.Linear(embedding, 2 * width))
         self.out = zeroed(nn.Linear(width, 2 * numbers))
-        self.envelope = zeroed(nn.Linear(spectrum, self.bins)) if envelope else None
 
     def forward(
         self, x: Tensor, noise_level: Tensor, condition: Mapping[str, Tensor] | None = None
@@ -133,25 +117,18 @@ class Wave(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         condition = dict(condition or {})
-        z, open_ = x.flatten(1, 2).mT, None
+        z = x.flatten(1, 2).mT
         if self.spectrum:
             told, wanted = condition.pop("spectrum", None), (x.shape[0], self.spectrum, x.shape[3])
             if told is None or tuple(told.shape) != wanted:
                 raise ValueError(
                     f"condition 'spectrum' must be {wanted}, got {None if told is None else tuple(told.shape)}"
                 )
-            told = told.to(z.dtype).mT
-            if self.envelope is not None:
-                size, snr = self.envelope(told).clamp(-8, 8).exp(), (-8 * noise_level)[:, None, None].exp()
-                scale = ((snr * size**2 + 1) / (snr + 1)).sqrt()
-                open_ = (size / scale).repeat(1, 1, self.in_channels)
-                z = z / scale.repeat(1, 1, self.in_channels)
-            z = torch.cat([z, told], 2)
+            z = torch.cat([z, told.to(z.dtype).mT], 2)
         embedding, _, _ = self.conditioning(noise_level, condition)
         z = self.stem(z)
         for block in self.blocks:
             z = run(self.checkpointing, block, z, embedding)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
         gain, add = self.out(rms_norm(z) * (1 + scale) + shift).mT.chunk(2, dim=1)
-        add = add if open_ is None else add * open_.mT
         return (gain * x.flatten(1, 2) + add).unflatten(1, (self.in_channels, self.bins))
