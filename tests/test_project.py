@@ -361,6 +361,13 @@ def test_the_reference_covers_every_part():
     assert parts - internal <= shown
 
 
+def test_the_docs_list_every_packaged_recipe():
+    from sfumato.recipes.recipe import packaged
+
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "recipes.md").read_text(), re.M)
+    assert sorted(listed) == sorted(packaged())
+
+
 def test_the_docs_say_how_much_each_kind_of_data_adds():
     lines = runpy.run_path(str(ROOT / "benchmarks" / "lines.py"))
     table = lines["table"]()
