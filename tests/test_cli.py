@@ -125,6 +125,7 @@ def test_recipes_and_data(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert code == 1
     assert "exists already" in err
     assert run(capsys, "data", "list")[0] == 0
+    assert run(capsys, "data", "fetch", "digits")[0] == 0
     code, out, _ = run(capsys, "data", "check", "digits")
     assert code == 0
     assert "1,797" in out
