@@ -19,7 +19,9 @@ from sfumato.denoisers import (
     Denoiser,
     GaussianMixture,
     Guidance,
+    InPhase,
     ScoreGuided,
+    SequenceTable,
     build_guidance,
     check_denoiser,
 )
@@ -27,7 +29,7 @@ from sfumato.denoisers.guidance import thresholded
 from sfumato.errors import BundleError, RecipeError, SolverError
 from sfumato.noise import BatchNoise, Noise
 from sfumato.objectives import build_objective
-from sfumato.processes import Flow, Gaussian, Linear, Prediction
+from sfumato.processes import Flow, Gaussian, Langevin, Linear, MaskedChain, Prediction
 from sfumato.sampling import Sampling
 from sfumato.solvers import AdamsMoulton, AngleGrid, DPMpp2M, FlowGrid, log_likelihood, sample
 from sfumato.solvers.tuned import Tuned, adams
@@ -625,3 +627,22 @@ def test_what_is_told_is_in_every_sample_and_what_is_independent_of_it_is_untouc
     off = [(own(x_t, level, told).x0 - x0).square().sum(1) for own in (Deaf(), agreeing)]
     assert (off[1] <= off[0]).all()
     assert torch.equal(agreeing(x_t, level).x0, model(x_t, level).x0)
+
+
+def test_what_agrees_keeps_the_variance_and_the_phase_space_and_takes_no_symbols():
+    doubled = lambda x0, condition: 2 * x0  # noqa: E731
+    process = Gaussian(Linear())
+    learned = Denoiser(Small(out=2).double(), process, learned_variance=True)
+    x, told = points(0, 3, 4), {"any": torch.zeros(3)}
+    plain, made = learned(x, 0.4, told), Agreeing(learned, doubled)(x, 0.4, told)
+    assert torch.equal(made.variance, plain.variance)
+    assert torch.equal(made.x0, 2 * plain.x0)
+    langevin = InPhase(mixture(Gaussian(Flow())), Langevin())
+    x = points(1, 3, 4)  # positions and velocities in the plane
+    plain, made = langevin(x, 0.4, told), Agreeing(langevin, doubled)(x, 0.4, told)
+    assert torch.allclose(made.x0, 2 * plain.x0)
+    assert made.to("eps").shape == plain.to("eps").shape
+    assert Agreeing(learned, doubled).guides  # so it is given no likelihood
+    symbols = SequenceTable(MaskedChain(3), torch.ones(3, 3) / 9)
+    with pytest.raises(SolverError, match="not those of MaskedChain"):
+        Agreeing(symbols, doubled)

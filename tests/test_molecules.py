@@ -133,12 +133,15 @@ def test_bad_records_are_left_out_and_counted(tmp_path: Path):
     assert (len(found), found.card()["left_out"]) == (3, 3)
     assert found.domain.shape == (3, 5)
     strange = tmp_path / "strange.xyz"
-    strange.write_text(water + "1\nno element\nXx 0 0 0\n" + "1\na number\n8 0 0 0\n")
-    assert Molecules().read(strange).domain.elements == ("H", "O")
+    strange.write_text(water + "1\nno element\nXx 0 0 0\n" + "2\ncapitals\nO 0 0 0\nCL 2 0 0\n")
+    assert Molecules().read(strange).domain.elements == ("Cl", "H", "O")
+    assert Molecules().read(strange).card()["left_out"] == 1
     sdf = file_of(tmp_path, 5)
-    sdf.write_text(sdf.read_text() + "one\n\n\n 99 0  V2000\n$$$$\n" + "two\n$$$$\n")
+    dummy = sdf.read_text().partition("$$$$")[0].replace(" O ", " * ") + "$$$$\n"  # the first is water
+    assert " * " in dummy
+    sdf.write_text(sdf.read_text() + "one\n\n\n 99 0  V2000\n$$$$\n" + "two\n$$$$\n" + dummy)
     few = Molecules(atoms=4).read(sdf)
-    assert (len(few), few.card()["left_out"]) == (3, 4)  # methane and ethene are too large
+    assert (len(few), few.card()["left_out"]) == (3, 5)  # methane and ethene are too large
     assert few.domain.elements == ("C", "F", "H", "N", "O")
     (tmp_path / "empty.sdf").write_text("\n")
     (tmp_path / "latin.xyz").write_bytes(b"1\n\xff\nO 0 0 0\n")

@@ -383,7 +383,7 @@ class Model:
 
         x: (batch, channels, height, width) in [-1, 1]. condition: as in `sample`. probes: 0 for the exact trace, which
         costs a backward pass for each number of a picture, or at least 4 random ones of a seed. Raises BundleError for
-        a model of latents, which gives none to pictures.
+        a model of latents, which gives none to pictures. It is the network's alone, without `Domain.agree`.
         """
         if not isinstance(self.codec, IdentityCodec):
             raise BundleError(

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from ..processes import Level, Prediction
+from ..errors import SolverError
+from ..processes import Gaussian, Langevin, Level, Prediction
 from .denoiser import Condition, Denoises
 
 
@@ -26,14 +27,22 @@ class Agreeing(nn.Module):
     """x0 <- agree(x0, condition), with as many calls of the denoiser: none but its own.
 
     agree: (x0 (batch, ...), condition) -> the same shape, each sample by itself. Without a condition nothing is done.
+    Raises SolverError for a denoiser of symbols or of a joint state, whose estimates are no such x0.
     """
+
+    guides = True  # what it draws has not the density of its denoiser's flow
 
     def __init__(self, denoiser: Denoises, agree: Callable[[Tensor, Mapping[str, Tensor]], Tensor]):
         super().__init__()
+        if not isinstance(denoiser.process, Gaussian | Langevin):
+            raise SolverError(
+                f"estimates of states that are numbers can agree, not those of {type(denoiser.process).__name__}"
+            )
         self.denoiser, self.agree, self.process = denoiser, agree, denoiser.process
 
     def forward(self, x_t: Tensor, t: float | Tensor | Level, condition: Condition = None) -> Prediction:
         plain = self.denoiser(x_t, t, condition)
         if not condition:
             return plain
-        return Prediction(self.agree(plain.x0, condition), "x0", x_t, plain.level, self.process)
+        x0 = self.agree(plain.x0, condition)
+        return Prediction(x0, "x0", plain.x_t, plain.level, self.process, plain.variance)

@@ -81,7 +81,8 @@ class Domain:
     def agree(self) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None:
         """(estimate of states (n, *shape), what was told by slot) -> the estimate, brought to agree with it; or None.
 
-        For what was told says a part of the state exactly, and a network knows that only as well as it has learned to.
+        For what was told may say a part of the state exactly, and a network knows that only as well as it has learned
+        to; see `denoisers.Agreeing`. Of states that are one tensor of numbers.
         """
         return None
 

@@ -80,7 +80,14 @@ def _atoms(rows: Sequence[Sequence[Any]]) -> Molecule:
     positions = np.array([[float(v) for v in row[1:4]] for row in rows], np.float64).reshape(-1, 3)
     if not len(rows) or not np.isfinite(positions).all() or np.abs(positions).max() > 1e6:
         raise ValueError("no atoms, or atoms nowhere")
-    return tuple(row[0] for row in rows), positions
+    return tuple(_symbol(row[0]) for row in rows), positions
+
+
+def _symbol(said: str) -> str:
+    """An element by its symbol, in letters of any size. Raises RuntimeError for none."""
+    table = rdkit().GetPeriodicTable()
+    # "*", a place without an atom, has the number 0
+    return table.GetElementSymbol(table.GetAtomicNumber(said.capitalize()) or 999)
 
 
 def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
@@ -94,12 +101,12 @@ def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
             where = one.GetConformer().GetPositions().tolist()
             rows = [(atom.GetSymbol(), *at) for atom, at in zip(one.GetAtoms(), where, strict=True)]
             yield _atoms(rows), {name: one.GetProp(name).strip() for name in one.GetPropNames()}
-        except (AttributeError, IndexError, ValueError):  # none, or None: what RDKit cannot read
+        except (AttributeError, LookupError, ValueError, RuntimeError):  # RDKit cannot read it
             yield None
 
 
 def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
-    lines, k, number_of = text.splitlines(), 0, rdkit().GetPeriodicTable().GetAtomicNumber
+    lines, k = text.splitlines(), 0
     while k < len(lines):
         if not lines[k].strip():
             k += 1
@@ -107,11 +114,11 @@ def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
         try:
             count = int(lines[k])
             rows = [line.split() for line in lines[k + 2 : k + 2 + count]]
-            if len(rows) < count or any(len(row) < 4 or not number_of(row[0]) for row in rows):
+            if len(rows) < count or any(len(row) < 4 for row in rows):
                 raise ValueError("a block that is cut off")
             yield _atoms(rows), {}
             k += count + 2
-        except (ValueError, RuntimeError):  # RuntimeError: of RDKit, for what is no element
+        except (ValueError, RuntimeError):
             yield None
             k += 1
             while k < len(lines) and not lines[k].strip().isdigit():  # on to what may be the next

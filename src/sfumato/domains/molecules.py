@@ -132,10 +132,8 @@ class Molecules(Domain):
         found = []
         for one in x:
             held = np.abs(one).max(1) > 0.1 * self.weight  # what is no atom is zero but for rounding
-            kinds = one[held, 3:].argmax(1)
-            found.append(
-                (tuple(self.elements[k] for k in kinds), one[held, :3].astype(np.float64) * self.scale)
-            )
+            elements = tuple(self.elements[k] for k in one[held, 3:].argmax(1))
+            found.append((elements, one[held, :3].astype(np.float64) * self.scale))
         return found
 
     # -- what may be asked for --------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ enhancement). A bin holds a few hundredths of a second, so a network needs to re
 
 With `mels` > 0 a network is told the log mel bands of a sound in the slot "spectrum" (n, mels, frames), and makes the
 sound that they are of. That slot is never dropped. It says much of the magnitudes: with `agreement` each estimate of S
-goes to the nearest one that has these bands (`Domain.agree`), which keeps its phases and moves its magnitudes, and from
-2 on its phases then settle with those, a round of Griffin-Lim for each. A network without a fixed number of frames
-makes a sound of any length: `domain.of_length(samples)` is this domain with another one.
+goes towards the nearest that has these bands (`Domain.agree`): its magnitudes move as `spectra.magnitudes` says, its
+phases stay, and from 2 on they then settle with the magnitudes, a round of Griffin-Lim for each. A network without a
+fixed number of frames makes a sound of any length: `domain.of_length(samples)` is this domain with another one.
 """
 
 from __future__ import annotations
@@ -187,9 +187,8 @@ class Sounds(Domain):
         return self._agree if self.agreement else None
 
     def _agree(self, x0: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        s = self._complex(x0)
-        near = s.abs() ** (1 / self.power)
-        size = magnitudes(condition["spectrum"], self.window, self.rate, near)
+        s, told = self._complex(x0), condition["spectrum"].float()
+        size = magnitudes(told, self.window, self.rate, s.abs() ** (1 / self.power))
         turned = settle(s, size, self.window, self.hop, self.agreement - 1)
         return self._real(size**self.power * turned).to(x0.dtype)
 
