@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from sfumato.domains import ImageData, Images, LawBroken, build_domain, check_domain
 from sfumato.domains.image_data import keyed_words
+from sfumato.domains.sheets import drawable
 from sfumato.errors import DataError, RunError
 
 
@@ -272,6 +273,17 @@ def test_grid_shows_every_pixel_as_a_square(channels: int) -> None:
     second_row_third = sheet[4 + 50 : 4 + 98, 4 + 100 : 4 + 148]
     assert np.array_equal(second_row_third[3::6, 3::6], np.broadcast_to(u[5, ..., :3], (8, 8, 3)))
     assert np.array_equal(second_row_third[0, :6], np.broadcast_to(second_row_third[0, 0], (6, 3)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=12))
+def test_captions_are_drawn_in_letters_that_the_font_has(text: str) -> None:
+    font, shown = ImageFont.load_default(size=13), drawable(text)
+    box = font.getmask("\U0010ffff")
+    assert not any(list(font.getmask(c)) == list(box) for c in shown if not c.isspace())  # pyright: ignore
+    assert drawable(shown) == shown
+    assert shown == text or not (text.isascii() and text.isprintable())
+    assert drawable("flag: Åland, \u212bland, A\u030aland → … “x”") == "flag: Aland, Aland, Aland ? … “x”"
 
 
 def test_grid_captions_and_bad_grids() -> None:

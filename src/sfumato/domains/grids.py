@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sfumato.domains.sheets import drawable
 from sfumato.errors import DataError
 
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
@@ -62,6 +63,7 @@ def strip(
 def _sheet(
     pixels: np.ndarray, columns: int, rows: Sequence[str], captions: Sequence[str], tile: int
 ) -> Image.Image:
+    rows, captions = [drawable(text) for text in rows], [drawable(text) for text in captions]
     count, height, width = pixels.shape[:3]
     scale = max(1, -(-tile // min(height, width)))
     tall, wide = height * scale, width * scale

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,6 +12,26 @@ from sfumato.errors import DataError
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
 _MARGIN, _SIZE, _LINES, _LETTERS = 8, 13, 400, 160
+
+
+def _glyph(letter: str) -> bytes:
+    cell = Image.new("L", (3 * _SIZE, 2 * _SIZE))
+    ImageDraw.Draw(cell).text((_SIZE, 0), letter, 255, ImageFont.load_default(size=_SIZE))
+    return cell.tobytes()
+
+
+@lru_cache(4096)
+def drawable(text: str) -> str:
+    """A text in the letters that Pillow's own font has: "Åland" as "Aland", a sign that it lacks as "?"."""
+    lacking = _glyph("\U0010ffff")
+
+    def plain(letter: str) -> str:
+        if letter.isspace() or _glyph(letter) != lacking:
+            return letter
+        like = unicodedata.normalize("NFKD", letter)
+        return "".join(c for c in like if c.isascii() and c.isprintable()) or "?"
+
+    return "".join(plain(letter) for letter in unicodedata.normalize("NFC", text))
 
 
 def sheet(texts: Sequence[str], captions: Sequence[str] | None = None) -> Image.Image:
@@ -22,7 +44,8 @@ def sheet(texts: Sequence[str], captions: Sequence[str] | None = None) -> Image.
     if captions is not None and len(captions) != len(texts):
         raise DataError(f"{len(texts)} lines need as many captions, not {len(captions)}")
     font = ImageFont.load_default(size=_SIZE)
-    lines = [text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…" for text in texts[:_LINES]]
+    texts, captions = [drawable(t) for t in texts[:_LINES]], captions and [drawable(c) for c in captions]
+    lines = [text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…" for text in texts]
     names = [
         f"{name}  " if k == 0 or captions is None or captions[k - 1] != name else ""
         for k, name in enumerate((captions or [""] * len(lines))[: len(lines)])
