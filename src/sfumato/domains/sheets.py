@@ -14,24 +14,23 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
 _MARGIN, _SIZE, _LINES, _LETTERS = 8, 13, 400, 160
 
 
+@lru_cache(4096)
 def _glyph(letter: str) -> bytes:
     cell = Image.new("L", (3 * _SIZE, 2 * _SIZE))
     ImageDraw.Draw(cell).text((_SIZE, 0), letter, 255, ImageFont.load_default(size=_SIZE))
     return cell.tobytes()
 
 
-@lru_cache(4096)
+def _plain(letter: str) -> str:
+    if letter.isspace() or _glyph(letter) != _glyph("\U0010ffff"):  # the box of a letter that the font lacks
+        return letter
+    like = unicodedata.normalize("NFKD", letter)
+    return "".join(c for c in like if c.isascii() and c.isprintable()) or "?"
+
+
 def drawable(text: str) -> str:
     """A text in the letters that Pillow's own font has: "Åland" as "Aland", a sign that it lacks as "?"."""
-    lacking = _glyph("\U0010ffff")
-
-    def plain(letter: str) -> str:
-        if letter.isspace() or _glyph(letter) != lacking:
-            return letter
-        like = unicodedata.normalize("NFKD", letter)
-        return "".join(c for c in like if c.isascii() and c.isprintable()) or "?"
-
-    return "".join(plain(letter) for letter in unicodedata.normalize("NFC", text))
+    return "".join(map(_plain, unicodedata.normalize("NFC", text)))
 
 
 def sheet(texts: Sequence[str], captions: Sequence[str] | None = None) -> Image.Image:
