@@ -160,21 +160,20 @@ class Sounds(Domain):
 
     def encode(self, stored: Any) -> Tensor:
         """States (n, 2, bins, frames) of sounds int16 or float (n, length)."""
-        s = frames(self._heard(stored), self.window, self.hop)
-        return self._real(s * s.abs().clamp_min(1e-12) ** (self.power - 1))
+        return self._state(frames(self._heard(stored), self.window, self.hop))
 
     def decode(self, samples: Any) -> Tensor:
         """Sounds float32 (n, length) of states."""
-        s = self._complex(samples.cpu())
-        return sound_of(s * s.abs().clamp_min(1e-12) ** (1 / self.power - 1), self.window, self.hop)
+        return sound_of(self._spectrum(samples.cpu()), self.window, self.hop)
 
-    def _real(self, s: Tensor) -> Tensor:
-        x = torch.view_as_real(s).permute(0, 3, 1, 2)
+    def _state(self, s: Tensor) -> Tensor:
+        x = torch.view_as_real(s * s.abs().clamp_min(1e-12) ** (self.power - 1)).permute(0, 3, 1, 2)
         return (x / torch.tensor(self.scale, device=x.device)[:, None]).contiguous()
 
-    def _complex(self, x: Tensor) -> Tensor:
+    def _spectrum(self, x: Tensor) -> Tensor:
         x = x.float() * torch.tensor(self.scale, device=x.device)[:, None]
-        return torch.complex(x[:, 0], x[:, 1])
+        s = torch.complex(x[:, 0], x[:, 1])
+        return s * s.abs().clamp_min(1e-12) ** (1 / self.power - 1)
 
     def mel(self, sounds: Any) -> Tensor:
         """Log mel bands (n, mels, frames) of sounds (n, length)."""
@@ -187,10 +186,9 @@ class Sounds(Domain):
         return self._agree if self.agreement else None
 
     def _agree(self, x0: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        s, told = self._complex(x0), condition["spectrum"].float()
-        size = magnitudes(told, self.window, self.rate, s.abs() ** (1 / self.power))
-        turned = settle(s, size, self.window, self.hop, self.agreement - 1)
-        return self._real(size**self.power * turned).to(x0.dtype)
+        s = self._spectrum(x0)
+        size = magnitudes(condition["spectrum"].float(), self.window, self.rate, s.abs())
+        return self._state(size * settle(s, size, self.window, self.hop, self.agreement - 1)).to(x0.dtype)
 
     @property
     def asks(self) -> tuple[str, ...]:
