@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sfumato"
 KINDS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
     # kind: (domain, network, judging, recipes)
     "sequences": (
-        ["sequences", "motifs"],
+        ["sequences", "pieces", "motifs"],
         [],
         ["sequences", "motifs", "chemnet"],
         ["peptides", "moses", "dna"],

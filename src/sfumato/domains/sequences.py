@@ -5,9 +5,12 @@ symbols become numbers, the place of each in the alphabet. Symbol 0 is the end: 
 filled up with it, so a model that learned where sequences end says how long its samples are. What comes after the first
 end is not part of a sample.
 
+With `pieces`, what often stands together is joined into one symbol more, that many times (`pieces`): sequences are
+shorter, and a ring or a group is one decision of a model. Everything below then holds of pieces.
+
 A text with gaps, which a model is to fill, has "?" for a symbol that is not known (in DNA also N, in peptides X, where
 the alphabet has no such symbol), and ends in "..." where it goes on as the model will. A gap before the end may come
-out as the end: a model decides where its sequences stop.
+out as the end: a model decides where its sequences stop. With pieces a gap is one piece, of one symbol or more.
 
 A record that is too long, empty, or holds a symbol that the alphabet does not have is left out and counted; the data
 card says how many were. If none is left, that is an error.
@@ -17,8 +20,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.pieces import Pieces, learn
 from sfumato.domains.records import SUFFIXES, open_records
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, choose
@@ -43,7 +49,8 @@ class Sequences(Domain):
 
     dialect: "text", "peptide", "dna" or "smiles": how a text is cut, which files are written, what is judged.
     alphabet: the symbols after the end, which is number 0; () takes those of the data, in order. length: None takes
-    that of the longest. Raises DataError for values that are none of these.
+    that of the longest. pieces: how many joins of neighbours are learned from the data (extra "sequences"); joins: the
+    learned ones, kept on the data card. Raises DataError for values that are none of these.
     """
 
     name: ClassVar[str] = "sequences"
@@ -51,6 +58,8 @@ class Sequences(Domain):
     alphabet: tuple[str, ...] = ()
     length: int | None = None
     dialect: str = "text"
+    pieces: int = 0
+    joins: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         choose(self.dialect, DIALECTS, "dialect of sequences", DataError)
@@ -60,6 +69,14 @@ class Sequences(Domain):
             raise DataError("an alphabet is different symbols, none of them empty")
         if self.length is not None and (isinstance(self.length, bool) or not 1 <= self.length <= 65_535):
             raise DataError(f"length must be a whole number from 1 on, not {self.length!r}")
+        if type(self.pieces) is not int or not 0 <= self.pieces <= 10_000:
+            raise DataError(f"pieces must be a whole number from 0 to 10,000, not {self.pieces!r}")
+        known = set(self.alphabet)
+        for pair in self.joins:
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not known.issuperset(pair):
+                raise DataError(f"a join is of two pieces that are there before it, and {pair!r} is not")
+            known.add("".join(pair))
+        object.__setattr__(self, "joins", tuple((a, b) for a, b in self.joins))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,8 +87,17 @@ class Sequences(Domain):
 
     @property
     def symbols(self) -> int:
-        """How many states a position of the data has: the alphabet and the end."""
-        return len(self.alphabet) + 1
+        """How many states a position of the data has: the alphabet, what is joined of it, and the end."""
+        return len(self.names) + 1
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What a state stands for, from number 1 on: the alphabet's symbols and then the joined pieces."""
+        return tuple(dict.fromkeys([*self.alphabet, *map("".join, self.joins)]))
+
+    @cached_property
+    def _cutter(self) -> Pieces:
+        return Pieces(self.alphabet, self.joins)
 
     @property
     def suffix(self) -> str:  # type: ignore[override]
@@ -82,6 +108,13 @@ class Sequences(Domain):
         """The symbols of a text."""
         return _SMILES.findall(text) if self.dialect == "smiles" else list(text)
 
+    def numbers(self, cut: Iterable[Sequence[str]]) -> Iterable[list[int]]:
+        """The numbers of texts that were cut into symbols of the alphabet, joined into pieces if there are joins."""
+        if self.joins:
+            return self._cutter.numbers(cut)
+        of = {symbol: k for k, symbol in enumerate(self.alphabet, 1)}
+        return ([of[symbol] for symbol in symbols] for symbols in cut)
+
     def read(self, source: Source | str | Path) -> Examples:
         """The sequences at a source, a named one or a file; see `records`."""
         from sfumato.domains.images import as_source
@@ -91,20 +124,24 @@ class Sequences(Domain):
         cut = [self.cut(text.upper() if self.dialect in _FASTA else text) for text in found.texts]
         counted = Counter(symbol for symbols in cut for symbol in symbols)
         alphabet = self.alphabet or tuple(sorted(counted))
-        length = self.length or max(map(len, cut))
-        numbers = {symbol: k for k, symbol in enumerate(alphabet, 1)}
-        kept = [
-            k for k, s in enumerate(cut) if 0 < len(s) <= length and all(symbol in numbers for symbol in s)
-        ]
-        if not kept:
-            strange = next((s for s in counted if s not in numbers), None)
+        known = frozenset(alphabet)
+        kept = [k for k, symbols in enumerate(cut) if symbols and known.issuperset(symbols)]
+        texts = [cut[k] for k in kept]
+        joins = self.joins or (learn(texts, alphabet, self.pieces) if self.pieces and texts else ())
+        domain = replace(self, alphabet=alphabet, joins=joins)
+        rows = list(domain.numbers(texts))
+        length = self.length or max(map(len, rows), default=0)
+        short = [k for k, row in enumerate(rows) if len(row) <= length]
+        if not short:
+            strange = next((s for s in counted if s not in known), None)
             raise DataError(
                 f"no record of {place.name or place.path} has between 1 and {length} known symbols"
                 + (f": {strange!r} is not in the alphabet" if strange else "")
             )
-        stored = np.zeros((len(kept), length), np.uint8 if len(alphabet) < 256 else np.uint16)
-        for row, k in zip(stored, kept, strict=True):
-            row[: len(cut[k])] = [numbers[symbol] for symbol in cut[k]]
+        stored = np.zeros((len(short), length), np.uint8 if domain.symbols <= 256 else np.uint16)
+        for row, k in zip(stored, short, strict=True):
+            row[: len(rows[k])] = rows[k]
+        kept = [kept[k] for k in short]
         classes = self.classes or found.classes
         labels = None if found.labels is None else found.labels[kept]
         if labels is not None and classes != found.classes:
@@ -112,7 +149,7 @@ class Sequences(Domain):
             labels = np.array([classes.index(name) for name in names], dtype=np.int64)[labels]
         (title,) = found.about["sources"]
         about = found.about | {"left_out": len(cut) - len(kept)}
-        domain = replace(self, alphabet=alphabet, length=length, classes=() if labels is None else classes)
+        domain = replace(domain, length=length, classes=() if labels is None else classes)
         return Examples(domain, stored, labels, name=title, about=about)
 
     def encode(self, stored: Any) -> Tensor:
@@ -125,7 +162,7 @@ class Sequences(Domain):
         found = []
         for row in rows:
             end = row.index(0) if 0 in row else len(row)
-            found.append("".join(self.alphabet[k - 1] for k in row[:end]))
+            found.append("".join(self.names[k - 1] for k in row[:end]))
         return found
 
     def partial(self, given: str) -> Tensor:
@@ -137,18 +174,21 @@ class Sequences(Domain):
 
     def _gapped(self, text: str) -> Tensor:
         (length,) = self.shape
-        known = dict.fromkeys(_GAPS.get(self.dialect, "?"), -1)
-        known |= {symbol: k for k, symbol in enumerate(self.alphabet, 1)}
+        gaps = {symbol for symbol in _GAPS.get(self.dialect, "?") if symbol not in self.alphabet}
         body = text.removesuffix("...")
+        row = []
         symbols = self.cut(body.upper() if self.dialect in _FASTA else body)
-        if len(symbols) > length:
-            raise DataError(
-                f"{text!r} has {len(symbols)} symbols, and the model's sequences at most {length}"
-            )
+        for gap, run in groupby(symbols, lambda symbol: symbol in gaps):
+            run = list(run)
+            if not gap:
+                for symbol in run:
+                    choose(symbol, [*self.alphabet, *gaps], f"symbol in {text!r}", DataError)
+            row += [-1] * len(run) if gap else next(iter(self.numbers([run])))
+        if len(row) > length:
+            what = "pieces" if self.joins else "symbols"
+            raise DataError(f"{text!r} has {len(row)} {what}, and the model's sequences at most {length}")
         state = torch.full((length,), 0 if body == text else -1)
-        state[: len(symbols)] = torch.tensor(
-            [known[choose(symbol, known, f"symbol in {text!r}", DataError)] for symbol in symbols]
-        )
+        state[: len(row)] = torch.tensor(row, dtype=torch.long)
         return state
 
     def write(

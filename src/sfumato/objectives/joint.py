@@ -11,8 +11,9 @@ of x_t, so that one network learns every conditional that its times pass through
     apart       every leaf at its own                           any pace of any leaf
     held        a random part of the leaves at t = 0 or t = 1   conditionals and marginals, which samplers go along
 
-Half of the examples hold leaves, each with the same chance that is itself uniform, three in four of them at 0; a leaf
-that is held has no loss. `given` holds the same leaves always: a model of that one conditional.
+Half of the examples hold leaves, each but one with the same chance that is itself uniform; of those, half hold all that
+they hold at 0, and the others each leaf by itself, half of them at 0. A leaf that is held has no loss. `given` holds
+the same leaves always: a model of that one conditional.
 
 **What is missing.** A number that is NaN, a symbol below 0 was not recorded: its leaf is absent there, at t = 1, and
 has no loss. Nothing is filled in, and no row is lost.
@@ -36,7 +37,7 @@ from .weighting import Plain, Weighting
 
 # where streams begin that decide about a whole example, and of each leaf, those of its time and its noise
 MODES, OWN, CORRUPT = 1 << 20, 1 << 21, 1 << 22
-HOLDING, ABSENT = 0.5, 0.25
+HOLDING, CLEAN, ABSENT = 0.5, 0.5, 0.5
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class JointDenoising:
         schedule = next(iter(process.processes.values())).schedule
         shared = self.times.sample(like, schedule, noise, TIME)
         whole = Apart(noise, MODES)
-        apart, holding, share = (whole.uniform(like, stream) for stream in range(3))
+        apart, holding, share, mover, clean = (whole.uniform(like, stream) for stream in range(5))
         times, held = {}, {}
         for name in process.names:
             draws = Apart(process.draws(name, noise), OWN)
@@ -87,10 +88,9 @@ class JointDenoising:
             if name in self.given:
                 times[name], held[name] = torch.zeros_like(own), torch.ones_like(known[name])
                 continue
-            held[name] = (
-                (holding < HOLDING) & (chance < share) if len(moving) > 1 else torch.zeros_like(known[name])
-            )
-            times[name] = torch.where(held[name], (end < ABSENT).double(), times[name])
+            moves = (mover * len(moving)).long() == moving.index(name)  # one leaf is always learned from
+            held[name] = (holding < HOLDING) & (chance < share) & ~moves
+            times[name] = torch.where(held[name], ((end < ABSENT) & (clean > CLEAN)).double(), times[name])
             times[name] = torch.where(known[name], times[name], 1.0)  # what was not recorded is absent
         learned = {name: known[name] & ~held[name] for name in process.names}
         return times, learned
