@@ -416,6 +416,35 @@ def test_a_learned_word_is_said_in_angle_brackets(model) -> None:
         speaking.sample(1, condition={"text": "<mime>"})
 
 
+def test_a_word_from_an_adapter_is_said_by_the_model_and_by_its_bundle(model, tmp_path) -> None:
+    word = Adapter(model.fingerprint, words={"mine": torch.full((2, 384), 0.5)})
+    taught = model.with_adapters([word])
+    assert taught.conditions.names == ["text"]
+    asked = {"text": "a red <mine> square"}
+    said = taught.sample(1, condition=asked, steps=2)
+    assert not torch.equal(said, model.sample(1, condition={"text": "a red square"}, steps=2))
+    bundle.save(taught, tmp_path / "taught")
+    again = bundle.load(tmp_path / "taught")
+    torch.testing.assert_close(again.sample(1, condition=asked, steps=2), said)
+    assert again.sample(1, condition=asked, steps=2, guidance=2.0).isfinite().all()
+
+
+def test_words_steer_edits_of_a_captioned_model(run, tmp_path) -> None:
+    model = bundle.load(run / "model")
+    Image.fromarray(np.full((*model.domain.shape[1:], 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    places = [str(run / "model"), str(tmp_path / "grey.png")]
+    drawn = {}
+    for prompt in ("red", "blue"):
+        out = tmp_path / prompt
+        words = ["edit", "restyle", *places, "--strength", "0.9", "--prompt", prompt, "--out", str(out)]
+        assert app([*words, "--steps", "4", "--guidance", "2:interval=0.1..3"]) == 0
+        drawn[prompt] = np.asarray(Image.open(out / "grey.png")).astype(int)
+    assert (drawn["red"] != drawn["blue"]).any()
+    words = ["edit", "change", *places, "--old", "red", "--new", "blue", "--steps", "4"]
+    assert app([*words, "--out", str(tmp_path / "changed")]) == 0
+    assert (tmp_path / "changed" / "grey.png").is_file()
+
+
 def test_a_captioned_model_is_tuned_to_its_own_captions(model) -> None:
     found = model.tune(4, trajectories=16, effort=Effort(seconds=1, rounds=1, fine=12))
     assert found.solver.conditional

@@ -13,7 +13,7 @@ from torch import nn
 
 from sfumato import GaussianMixture, bundle
 from sfumato.cascade import APART, Base, enlarged
-from sfumato.denoisers import Denoiser
+from sfumato.denoisers import Denoiser, Guidance
 from sfumato.domains.images import Images
 from sfumato.errors import BundleError, RecipeError, RunError, SolverError
 from sfumato.model import Model, Sampling
@@ -179,6 +179,16 @@ def test_guidance_leaves_the_small_picture_in_every_branch():
         a, b = condition["image"].chunk(2)
         assert torch.equal(a, b)
         assert a.abs().max() > 0
+
+
+def test_a_negative_condition_is_of_words_and_keeps_the_small_picture():
+    model = cascade()
+    away = model.sample(2, condition={"label": "a"}, guidance=Guidance(2.0, negative={"label": "b"}))
+    plain = model.sample(2, condition={"label": "a"}, guidance=2.0)
+    assert away.isfinite().all()
+    assert (away - plain).abs().max() > 1e-3
+    same = model.sample(2, condition={"label": "a"}, guidance=Guidance(1.7, negative={"label": "a"}))
+    torch.testing.assert_close(same, model.sample(2, condition={"label": "a"}, guidance=1.0))
 
 
 def test_a_bundle_holds_both_stages(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -244,6 +245,31 @@ def test_known_numbers_are_kept_and_samples_do_not_know_of_each_other(method: st
     assert not torch.allclose(other, together, atol=1e-3)
 
 
+def test_replacement_is_bounded_where_the_operator_passes_next_to_nothing():
+    """Of a blur with noise RePaint comes near the posterior of a Gaussian; what a step is told has the state's noise."""
+    shape = (1, 8, 8)
+    gap = torch.arange(8.0).double()
+    rows = torch.exp(-0.5 * (gap[:, None] - gap) ** 2 / 4)
+    cov = torch.kron(rows, rows) + 1e-3 * torch.eye(64).double()
+    prior = GaussianMixture(FLOW, torch.zeros(1, 64).double(), cov[None], shape=shape)
+    operator = blur(shape, 1.5)
+    truth = torch.distributions.MultivariateNormal(torch.zeros(64).double(), cov).sample((1,)).view(1, *shape)
+    y = operator(truth) + 0.05 * normal(1, 1, 8, 8, seed=4)
+    matrix = operator(torch.eye(64).double().view(64, *shape)).flatten(1).mT
+    exact = cov - cov @ matrix.mT @ torch.linalg.solve(matrix @ cov @ matrix.mT + 0.0025 * torch.eye(64), matrix @ cov)
+    found = sample_posterior(
+        prior, Measurement(operator, y.expand(64, -1, -1, -1), 0.05), Noise(0, 64), method="repaint",
+        solver=Ancestral(), levels=AngleGrid().levels(FLOW, 40),
+    )  # fmt: skip
+    ratio = found.flatten(1).var(0).sum() / exact.diagonal().sum()
+    assert 0.4 < ratio < 2
+    plain = sample_posterior(
+        prior, Measurement(operator, y, 0.05), Noise(0, 1), method="replacement", solver=Ancestral(),
+        levels=AngleGrid().levels(FLOW, 40),
+    )  # fmt: skip
+    assert plain.abs().max() < 3 * truth.abs().max() + 2
+
+
 def test_guidance_falls_asleep_as_the_noise_of_y_grows():
     """With sigma_y without end a measurement says nothing, and every method is plain sampling."""
     prior = one_gaussian(FLOW)
@@ -437,6 +463,51 @@ def test_an_unreadable_picture_leaves_the_others_finished(demo_folder: Path, pic
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
+def test_pictures_of_one_name_are_all_written(demo_folder: Path, pictures: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for place, source in (("a.png", "b.png"), ("a-2.png", "a.png")):
+        (other / place).write_bytes((pictures / source).read_bytes())
+    words = (pictures / "a.png", other / "a.png", other / "a-2.png", "--steps", 2, "--out", tmp_path / "out")
+    assert edit(demo_folder, "denoise", *words) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2.png", "a-3.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("change", "a.png", "--old", 3, "--new", 5, "--seed", 4), "no use for --seed"),
+        (("interpolate", "a.png", "b.png", "--guidance", 2), "no use for --guidance"),
+        (("denoise", "a.png", "--prompt", "a heart"), "unknown condition 'text'"),
+        (("denoise", "a.png", "--method", "dps:scale=x"), "scale must be a finite number"),
+        (("denoise", "a.png", "--method", "moments:damping=-5"), "damping must be"),
+        (("denoise", "a.png", "--guidance", "2:interval=3..1"), "interval"),
+        (("interpolate", "a.png", "b.png", "--steps", 0), "at least"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    words: tuple, said: str, demo_folder: Path, pictures: Path, tmp_path: Path
+):
+    places = [pictures / word if str(word).endswith(".png") else word for word in words]
+    steps = () if "--steps" in words else ("--steps", 2)
+    with pytest.raises(SfumatoError, match=said):
+        edit(demo_folder, *places, *steps, "--out", tmp_path / "out")
+
+
+def test_edits_pass_a_filter_on_their_way_out(demo_folder: Path, pictures: Path, tmp_path: Path, monkeypatch):
+    from sfumato import safeguards
+
+    monkeypatch.setattr(
+        safeguards, "build_filter", lambda text, action: safeguards.Filter(lambda picture: 1.0, 0.5, action)
+    )
+    words = (pictures / "a.png", pictures / "b.png", "--steps", 2, "--out", tmp_path / "out", "--filter", "own")
+    assert edit(demo_folder, "denoise", *words) == 0
+    record = json.loads((tmp_path / "out-filter.json").read_text())
+    assert len(record["rejected"]) == 2
+    first, second = (grey_of(tmp_path / "out" / name) for name in ("a.png", "b.png"))
+    assert (first == second).all(), "what is rejected is crossed out"
+
+
 def test_restoring_does_not_depend_on_the_batch(demo_folder: Path):
     model = load(demo_folder / "runs" / "demo" / "model")
     operator = downsample(model.domain.shape, 4)
@@ -457,8 +528,12 @@ def test_interpolation_and_change_of_a_model(demo_folder: Path):
     other = change(model, x, {"label": 3}, {"label": 7}, steps=40)
     assert (same - x).square().mean().sqrt() < 0.05
     assert (other - x).square().mean() > 2 * (same - x).square().mean()
+    parts = change(model, x, {"label": 3}, {"label": 7}, steps=40, batch=1)
+    assert torch.allclose(parts, other, atol=1e-4)
     with pytest.raises(BundleError, match="2 frames"):
         interpolate(model, x[0], x[1], frames=1)
+    with pytest.raises(BundleError, match="this model's pictures are"):
+        interpolate(model, x[0], x[1, :, :4], frames=2)
 
 
 def test_what_does_not_fit_is_refused():

@@ -16,7 +16,7 @@ from sfumato import bundle
 from sfumato.codec import IDENTITY, LatentCodec
 from sfumato.denoisers import Denoiser
 from sfumato.domains.images import Images
-from sfumato.editing import Decoded, Mask, check_operator, interpolate, restore
+from sfumato.editing import Decoded, Mask, change, check_operator, interpolate, restore
 from sfumato.errors import BundleError, DataError, RecipeError, RunError, SolverError
 from sfumato.film import film
 from sfumato.model import Model, Sampling
@@ -537,3 +537,19 @@ def test_the_ends_of_an_interpolation_are_what_the_codec_makes_of_the_two_pictur
     whole = codec.decode(codec.encode(x))
     assert film.shape == (3, 1, 8, 8)
     assert (film[[0, 2]] - whole).abs().max() < 0.02 * whole.abs().max()
+
+
+def test_a_model_of_latents_changes_pictures_and_goes_beyond_their_borders():
+    codec = LatentCodec(coder())
+    model = model_of(codec)
+    x = codec.decode(model.info["means"])
+    same = change(model, x, None, None, steps=60)
+    assert (same - codec.decode(codec.encode(x))).abs().max() < 0.02 * x.abs().max()
+    canvas = torch.zeros(1, 8, 11, dtype=torch.bool)
+    canvas[..., 3:] = True
+    wider = Mask(canvas, (1, 8, 11))  # a width that the codec's factor does not divide
+    known = torch.zeros(3, 1, 8, 11)
+    known[..., 3:] = x
+    found = restore(model, wider, wider(known), steps=8)
+    assert found.shape == (3, 1, 8, 11)
+    torch.testing.assert_close(wider(found), wider(known), rtol=0, atol=1e-5)

@@ -92,7 +92,8 @@ def save(
 
     recipe, data, training: what made it, plain values. card: the model card in Markdown. figures: PNG files by name.
     guidable: whether conditions were dropped in training. text: the encoder of a model that is asked by captions, its
-    name, dim, limit and hash. Raises RunError if the folder cannot be written.
+    name, dim, limit and hash; that of the model's own bundle by default. Raises RunError if the folder cannot be
+    written.
     """
     network, codec = model.denoiser.network, model.codec
     about = {
@@ -109,7 +110,7 @@ def save(
         "adapters": model.info.get("adapters", []),
         "words": {name: word.tolist() for name, word in model.words.items()},
     }
-    if text is not None:
+    if (text := text or model.info.get("text")) is not None:
         about["text"] = dict(text)
     networks = {"weights.safetensors": network}
     if isinstance(codec, LatentCodec):

@@ -104,6 +104,8 @@ class Conditions:
         """
         if self.text is None:
             raise BundleError("this model takes no text: leave the prompt out")
+        if not isinstance(given, str | Sequence | np.ndarray):
+            raise BundleError(f"a prompt is a text, or a list of texts, not {given!r}")
         values = [given] * count if isinstance(given, str) else list(given)
         if len(values) != count:
             raise BundleError(f"{len(values)} prompts were given for {count} samples")

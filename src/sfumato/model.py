@@ -135,7 +135,9 @@ class Model:
         if not isinstance(guidance, Guidance):
             return ClassifierFree(self.denoiser, guidance, len(self.classes))
         negative, *also = (
-            self.conditions.tensors(words, 1) if words else None
+            replace(self.conditions, image=None).tensors(words, 1)
+            if words
+            else None  # the picture is the sample's
             for words in (guidance.negative, *(words for _, words in guidance.also))
         )
         return ClassifierFree(
@@ -170,7 +172,8 @@ class Model:
             words |= adapter.words
         denoiser = copy.deepcopy(self.denoiser)
         merge(denoiser.network, pairs)
-        info = {key: self.info[key] for key in ("guidable", "recipe", "data", "training") if key in self.info}
+        kept = ("guidable", "recipe", "data", "training", "text")
+        info = {key: self.info[key] for key in kept if key in self.info}
         info["adapters"] = [
             {"made for": adapter.base, "sha256": adapter.about.get("sha256"), "weight": weight}
             for adapter, weight in pairs

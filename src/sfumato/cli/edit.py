@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from .edit_files import beside, filled, mask_of, read, redrawn, restored, run, write
+from .edit_files import beside, filled, mask_of, opened, read, redrawn, restored, run, write
+from .edit_options import Drawn, Restored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,40 +21,6 @@ app = App(
     help="Change pictures: fill in, enlarge, colour, sharpen, restyle, interpolate. Fill gaps in symbols.",
 )
 Pictures = Annotated[list[Path], Parameter(negative="")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Drawn:
-    """What every edit takes."""
-
-    out: Annotated[Path, Parameter(alias="-o")] = Path("edited")
-    "Where to write the pictures; OUT-sheet.png shows them beside what was given."
-    label: str | None = None
-    "The class to draw, by name or number; default: none, if the model may go without."
-    seed: int = 0
-    "Another seed gives other pictures."
-    steps: int | None = None
-    "Steps of the solver; default: the model's own."
-    guidance: float | None = None
-    "Classifier-free weight, where there is a label."
-
-    @property
-    def condition(self) -> dict[str, Any] | None:
-        """The label as a condition."""
-        return None if self.label is None else {"label": self.label}
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Restored(Drawn):
-    """What an edit takes that restores a measured picture."""
-
-    count: int = 1
-    "How many answers for each picture."
-    method: str | None = None
-    "ddnm, pigdm, dps, moments, replacement, repaint:repeats=5 or particles:particles=16."
-    # default: repaint where a part is missing, since ddnm's parts may not fit each other; ddnm for the rest
 
 
 @app.command
@@ -311,15 +277,16 @@ def interpolate(
     """
     import torch
 
-    from .. import bundle as bundles
     from ..editing import interpolate as between
     from .show import console, write_picture
 
     own = options or Drawn()
-    model = bundles.load(bundle)
+    own.without("interpolate", "seed", "guidance")
+    model, screen = opened(bundle, own)
     ends = [read(path, model.domain.shape) for path in (first, second)]
-    found = between(model, *ends, frames=frames, condition=own.condition, steps=own.steps or 20)
-    write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out)
+    steps = 20 if own.steps is None else own.steps
+    found = between(model, *ends, frames=frames, condition=own.condition, steps=steps)
+    found = write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out, screen)
     sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
     write_picture(sheet, beside(own.out))
     console.print(
@@ -339,7 +306,7 @@ def change(
     strength: float = 0.7,
     options: Drawn | None = None,
 ) -> int:
-    """Change what a picture shows: inverted under its old label, drawn under the new one.
+    """Change what a picture shows: inverted under its old label or prompt, drawn under the new one.
 
     Parameters
     ----------
@@ -348,24 +315,26 @@ def change(
     pictures
         Picture files, or folders of them.
     old
-        The label that it has, by name or number.
+        The label that it has, by name or number; of a model that takes text, what it shows in words.
     new
-        The label that it is to have.
+        The label that it is to have, or what it is to show.
     strength
         How far back to go, a time from 0 to 1; less keeps more.
     """
     own = options or Drawn()
+    own.without("change", "seed", "label", "prompt")
 
     def work(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
         from ..editing import change as changed
 
+        kind = "text" if "text" in model.conditions.names else "label"
         done = changed(
-            model, x, {"label": old}, {"label": new}, steps=own.steps or 20, guidance=own.guidance or 1.0,
-            strength=strength,
+            model, x, {kind: old}, {kind: new}, steps=20 if own.steps is None else own.steps,
+            guidance=own.guidance or 1.0, strength=strength,
         )  # fmt: skip
         return x, done
 
-    return run(bundle, pictures, own.out, work)
+    return run(bundle, pictures, own, work)
 
 
 @app.command

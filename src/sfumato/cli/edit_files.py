@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,33 @@ if TYPE_CHECKING:
 
     from ..editing import LinearOperator
     from ..model import Model
-    from .edit import Drawn, Restored
+    from .edit_options import Drawn, Restored
+    from .screen import Guard
+
+
+def opened(bundle: Path, own: Drawn) -> tuple[Model, Guard | None]:
+    """The model with its adapters, and the filter that was asked for. Raises BundleError for one of no pictures."""
+    from .. import bundle as bundles
+    from ..adapter_files import parse_adapter
+    from ..domains.images import Images
+    from ..errors import BundleError
+    from .screen import guard
+
+    screen = guard(own.filter_, "blank", own.out, seen_unchecked=False)
+    model = bundles.load(bundle)
+    if not isinstance(model.domain, Images):
+        raise BundleError(
+            f"this edits pictures, and the model in {bundle} makes {model.domain.name}: see `sfumato edit fill`"
+        )
+    if own.adapter:
+        model = model.with_adapters([parse_adapter(text) for text in own.adapter])
+    return model, screen
 
 
 def run(
     bundle: Path,
     pictures: list[Path],
-    out: Path,
+    own: Drawn,
     work: Callable[[Model, Tensor], tuple[Tensor, Tensor]],
     count: int = 1,
     shape: Callable[[Model], tuple[int, ...]] | None = None,
@@ -25,30 +45,31 @@ def run(
     """Read, work, write and show; a picture that cannot be read is told at the end, when the others are finished."""
     import torch
 
-    from .. import bundle as bundles
     from ..errors import BundleError, DataError
     from ..solvers import Unfinished
     from .show import console, write_picture
 
     if count < 1:
         raise BundleError(f"at least one picture must be drawn of each, not {count}")
-    model = bundles.load(bundle)
+    out = own.out
+    model, screen = opened(bundle, own)
     size = model.domain.shape if shape is None else shape(model)
-    found, names, wrong = [], [], []
+    found, stems, wrong = [], [], []
     for path in _files(pictures):
         try:
             found.append(read(path, size))
-            names += [path.stem if count == 1 else f"{path.stem}-{k}" for k in range(count)]
+            stems.append(path.stem)
         except DataError as error:
             wrong.append(str(error))
+    names = [name if count == 1 else f"{name}-{k}" for name in _different(stems) for k in range(count)]
     if not found:
         raise DataError(wrong[0] if wrong else "there are no pictures")
     try:
         before, after = work(model, torch.stack(found))
     except Unfinished as error:
-        write(model, error.samples, names, out)
+        write(model, error.samples, names, out, screen)
         raise BundleError(f"{error}; they are in {out}") from error
-    write(model, after, names, out)
+    after = write(model, after, names, out, screen)
     columns = [before, *(after[k::count] for k in range(count))]
     captions = ["given", *(["drawn"] * count)]
     write_picture(model.domain.strip(columns, captions), beside(out))
@@ -59,6 +80,17 @@ def run(
             f"in {out}"
         )
     return 0
+
+
+def _different(stems: list[str]) -> Iterator[str]:
+    """The names, each that was there before with the next free number: 1, 2, 1-2."""
+    taken: set[str] = set()
+    for stem in stems:
+        number, name = 2, stem
+        while name in taken or (name != stem and name in stems):
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        yield name
 
 
 def _files(pictures: list[Path]) -> list[Path]:
@@ -126,18 +158,28 @@ def mask_of(path: Path, model: Model) -> Tensor:
     return white
 
 
-def write(model: Model, samples: Tensor, names: list[str], out: Path) -> None:
-    """Write samples as PNG files of these names; where there are fewer samples, the first names."""
+def write(model: Model, samples: Tensor, names: list[str], out: Path, screen: Guard | None = None) -> Tensor:
+    """Write samples as PNG files of these names, where there are fewer of them the first; return what was written.
+
+    screen: what they have to pass first. Raises SolverError if it could not judge all, with those it did written.
+    """
     import io
 
     from ..domains.pictures import as_picture
+    from ..errors import SolverError
     from ..files import write_atomically
 
+    kept, failed = range(len(samples)), None
+    if screen is not None:
+        samples, kept, failed = screen(model.domain, samples, list(kept))
     out.mkdir(parents=True, exist_ok=True)
-    for pixels, name in zip(model.domain.to_uint8(samples), names, strict=False):
+    for pixels, k in zip(model.domain.to_uint8(samples), kept, strict=True):
         memory = io.BytesIO()
         as_picture(pixels).save(memory, format="PNG")
-        write_atomically(out / f"{name}.png", memory.getvalue())
+        write_atomically(out / f"{names[k]}.png", memory.getvalue())
+    if failed is not None:
+        raise SolverError(f"{failed}; those that passed are in {out}") from failed
+    return samples
 
 
 def beside(out: Path) -> Path:
@@ -178,7 +220,7 @@ def restored(
     def shape(model: Model) -> tuple[int, ...]:
         return operator(model).measured if measured else model.domain.shape
 
-    return run(bundle, pictures, own.out, work, own.count, shape)
+    return run(bundle, pictures, own, work, own.count, shape)
 
 
 def redrawn(
@@ -201,16 +243,20 @@ def redrawn(
             steps=own.steps, guidance=own.guidance,
         )  # fmt: skip
 
-    return run(bundle, pictures, own.out, work, count)
+    return run(bundle, pictures, own, work, count)
 
 
 def filled(bundle: Path, given: list[str], count: int, solver: str | None, own: Drawn) -> int:
     """Fill the gaps of each given text or file, `count` times."""
     from .. import bundle as bundles
+    from ..adapter_files import parse_adapter
     from ..editing import fill
     from .show import Bar, console, write_picture
 
+    own.without("fill", "filter_")
     model = bundles.load(bundle)
+    if own.adapter:
+        model = model.with_adapters([parse_adapter(text) for text in own.adapter])
     with Bar("filling", " steps") as bar:
         samples = fill(
             model, given, count=count, condition=own.condition, seed=own.seed, steps=own.steps, solver=solver,

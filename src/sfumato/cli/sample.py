@@ -145,8 +145,11 @@ def sample(  # noqa: PLR0913 (the options of a command)
         raise BundleError(f"a canvas is drawn by the model's own solver from noise: leave {which[0]} out")
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
-    if inspect and not hasattr(model.domain, "pixels"):
-        raise BundleError(f"--inspect shows pictures, and this model makes {model.domain.name}: leave it out")
+    for name, asked in (("inspect", inspect), ("filter", screen)):
+        if asked and not hasattr(model.domain, "pixels"):
+            raise BundleError(
+                f"--{name} looks at pictures, and this model makes {model.domain.name}: leave it out"
+            )
     if adapter:
         from ..adapter_files import parse_adapter
 

@@ -1,11 +1,14 @@
 """Replacement and RePaint: ordinary sampling whose state is made to agree with the measurement after every step.
 
-What was measured is noised to the level that a step arrives at, and takes the place of what the step said of it:
+What was measured is noised to the level that a step arrives at, and takes the place of what the step said of it
+(Song et al. 2021, app. I.2, for a mask). The noise of a state is the same in every pixel, and that of what A measures
+of it has the covariance A A*, so it is drawn as pixels and measured, too; and since y has noise of its own, A+ is
+damped by how much of it there is beside the state's,
 
-    x_s <- x_s + A+ (alpha_s y + sqrt(sigma_s^2 - alpha_s^2 sigma_y^2) z - A x_s),          z ~ N(0, I),
+    x_s <- x_s + A* (A A* + alpha_s^2 sigma_y^2 / sigma_s^2)^-1 (alpha_s y + sigma_s A z - A x_s),      z ~ N(0, I).
 
-(Song et al. 2021, app. I.2, for a mask). Measurement noise is part of the noise that is wanted; from the level at
-which it is all of it, y is too noisy to be imposed, and sampling goes on without. No gradient; one evaluation a step.
+At sigma_y = 0 it is A+, and all that was measured is imposed; where A passes next to nothing (the high frequencies of
+a blur) next to nothing is. No gradient; one evaluation a step.
 
 What was not measured has been drawn without knowing what is put beside it, so the two need not fit. RePaint (Lugmayr
 et al. 2022) lets them grow together: it noises x_s forward to x_t again and repeats the step,
@@ -77,13 +80,11 @@ class Replacing(Solver):
 
     def _replace(self, x: Tensor, s: Level, noise: Draws) -> Tensor:
         own = self.measurement
-        left = s.sigma**2 - (s.alpha * own.sigma) ** 2
-        if left < 0:
-            return x
-        y = s.alpha * own.y.to(x)
-        if left > 0:
-            y = y + math.sqrt(left) * noise.normal(y, MEASURED)
-        return x + own.linear.inverse(y - own.operator(x))
+        if s.sigma == 0 < own.sigma:
+            return x  # clean, beside a measurement that is not
+        damping = (s.alpha * own.sigma / s.sigma) ** 2 if own.sigma else 0.0
+        z = s.sigma * noise.normal(x, MEASURED)
+        return x + own.linear.inverse(s.alpha * own.y.to(x) + own.operator(z) - own.operator(x), damping)
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,7 @@ class Posterior(nn.Module):
             )
         if choose(kind, KINDS, "kind of posterior", SolverError) != "dps":
             measurement.linear  # noqa: B018 (refuses what it is not)
-        if not math.isfinite(scale) or iterations < 1:
-            raise SolverError(
-                f"scale must be finite and iterations at least 1, not {scale!r}, {iterations!r}"
-            )
+        _check(scale, iterations, damping)
         self.denoiser, self.process, self.measurement = denoiser, denoiser.process, measurement
         self.kind, self.scale, self.iterations, self.damping = kind, scale, iterations, damping
         self.direct = measurement.y[0].numel() <= dense
@@ -214,3 +211,18 @@ class Posterior(nn.Module):
         solved = torch.einsum("nkm,nm->nk", basis, seen / values)
         log_evidence = -0.5 * (seen.square() / values + values.log()).sum(1)
         return torch.einsum("ndm,nm->nd", joint, solved).view_as(mean).to(mean), log_evidence
+
+
+def _check(scale: Any, iterations: Any, damping: Any) -> None:
+    """Raise SolverError for settings that are no numbers of their range."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    for name, value, fine, rule in (
+        ("scale", scale, number(scale), "a finite number"),
+        ("iterations", iterations, type(iterations) is int and iterations >= 1, "a whole number from 1 on"),
+        ("damping", damping, number(damping) and damping >= 0, "a number from 0 on"),
+    ):
+        if not fine:
+            raise SolverError(f"{name} must be {rule}, not {value!r}")

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers import Condition, Denoises
+from ..denoisers import Condition, Denoises, Guidance
 from ..errors import BundleError, SolverError
 from ..model import Model
 from ..noise import Noise
 from ..processes import Level
 from ..processes.gaussian import fit
 from ..solvers import AngleGrid, Euler, Grid, Heun, RungeKutta, Solver, check_levels, check_served, integrate
+from .batches import in_batches
 
 CLEANEST = 0.01  # sigma / alpha where inversion starts
 
@@ -91,16 +92,20 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (((1 - share) * long_u + share * long_v) * (w * u + w2 * v)).view_as(a)
 
 
-def _prepared(
-    model: Model, x: Tensor, condition: Mapping[str, Any] | None, steps: int, guidance: float
-) -> tuple[Denoises, list[Level], Condition, Tensor]:
-    if x.shape[1:] != model.domain.shape:
-        raise BundleError(f"this model's pictures are {model.domain.shape}, not {tuple(x.shape[1:])}")
-    weights = next(model.denoiser.parameters())
-    given = model.conditions.tensors(condition, len(x))
-    given = given and {name: value.to(weights.device) for name, value in given.items()}
-    levels = levels_for_inversion(model.denoiser.process, steps)
-    return model.guided(guidance), levels, given, model.codec.encode(x.to(weights))
+def _checked(model: Model, *pictures: Tensor) -> None:
+    for x in pictures:
+        if x.shape != model.domain.shape:
+            raise BundleError(f"this model's pictures are {model.domain.shape}, not {tuple(x.shape)}")
+
+
+def _condition(model: Model, condition: Mapping[str, Any] | None, count: int) -> Condition:
+    device = next(model.denoiser.parameters()).device
+    given = model.conditions.tensors(condition, count)
+    return given and {name: value.to(device) for name, value in given.items()}
+
+
+def _rows(condition: Condition, rows: slice) -> Condition:
+    return condition and {name: value[rows] for name, value in condition.items()}
 
 
 def interpolate(
@@ -111,6 +116,7 @@ def interpolate(
     frames: int = 8,
     condition: Mapping[str, Any] | None = None,
     steps: int = 20,
+    batch: int = 64,
 ) -> Tensor:
     """Pictures on the way from `first` to `second`, (channels, height, width) each: (frames, channels, height, width).
 
@@ -119,13 +125,20 @@ def interpolate(
     """
     if frames < 2:
         raise BundleError(f"an interpolation has at least 2 frames, not {frames}")
-    pair = torch.stack([first, second])
-    denoiser, levels, given, pair = _prepared(model, pair, condition, steps, 1.0)
+    _checked(model, first, second)
+    denoiser, levels = model.guided(1.0), levels_for_inversion(model.denoiser.process, steps)
+    given = _condition(model, condition, 2)
+    pair = model.codec.encode(torch.stack([first, second]).to(next(model.denoiser.parameters())))
     z = invert(denoiser, pair, levels=levels, condition=given)
     between = torch.cat([slerp(z[:1], z[1:], k / (frames - 1)) for k in range(frames)])
     own = given and {name: value[:1].expand(frames, *value.shape[1:]) for name, value in given.items()}
-    with torch.no_grad():
-        return model.codec.decode(integrate(denoiser, Heun(), levels, between, Noise(0, frames), own))
+
+    @torch.no_grad()
+    def draw(_: int, rows: slice) -> Tensor:
+        noise = Noise(0, range(frames)[rows])
+        return model.codec.decode(integrate(denoiser, Heun(), levels, between[rows], noise, _rows(own, rows)))
+
+    return in_batches(range(frames), batch, draw)
 
 
 def change(
@@ -135,17 +148,27 @@ def change(
     new: Mapping[str, Any] | None,
     *,
     steps: int = 20,
-    guidance: float = 1.0,
+    guidance: float | str | Guidance = 1.0,
     strength: float = 1.0,
+    batch: int = 64,
 ) -> Tensor:
     """Pictures x (batch, channels, height, width) inverted under the condition `old` and sampled under `new`.
 
     guidance: the weight of sampling; inversion has none. strength: how far back to go, a time in (0, 1]; less keeps
-    more. Raises BundleError for a condition that the model does not have.
+    more. Raises BundleError for a condition that the model does not have,
+    `solvers.Unfinished` with the finished pictures if a later batch fails.
     """
-    plain, _, before, x = _prepared(model, x, old, steps, 1.0)
-    guided, _, after, _ = _prepared(model, x, new, steps, guidance)
+    _checked(model, *x)
+    plain, guided = model.guided(1.0), model.guided(guidance)
+    before, after = _condition(model, old, len(x)), _condition(model, new, len(x))
     levels = levels_for_inversion(model.denoiser.process, steps, replace(AngleGrid(), start=strength))
-    z = invert(plain, x, levels=levels, condition=before)
-    with torch.no_grad():
-        return model.codec.decode(integrate(guided, Heun(), levels, z, Noise(0, len(x)), after))
+    weights = next(model.denoiser.parameters())
+
+    @torch.no_grad()
+    def draw(_: int, rows: slice) -> Tensor:
+        latent = model.codec.encode(x[rows].to(weights))
+        z = invert(plain, latent, levels=levels, condition=_rows(before, rows))
+        noise = Noise(0, range(len(x))[rows])
+        return model.codec.decode(integrate(guided, Heun(), levels, z, noise, _rows(after, rows)))
+
+    return in_batches(range(len(x)), batch, draw)

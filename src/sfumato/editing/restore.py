@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..codec import LatentCodec
-from ..denoisers import Condition, Denoises
+from ..denoisers import Condition, Denoises, Guidance
 from ..errors import BundleError, SolverError, choose
 from ..model import Model
 from ..noise import Noise
@@ -45,11 +45,11 @@ from ..solvers import (
     RungeKutta,
     Solver,
     Steering,
-    Unfinished,
     filled,
     sample,
     values_of,
 )
+from .batches import counted, in_batches
 from .bridged import Replacing
 from .decoded import Decoded
 from .guided import DAMPING, ITERATIONS, KINDS, Posterior
@@ -247,7 +247,7 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     steps: int | None = None,
     solver: Solver | str | None = None,
     grid: Grid | str | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     batch: int = 64,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -286,32 +286,22 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     if inner.shape != model.latent_shape:
         denoiser = Windows(denoiser, model.latent_shape, inner.shape)
     method = method or ("ddnm" if inner is operator else "dps")
-    drawn: list[Tensor] = []
-    parts = range(0, len(chosen), batch)
-    for k, begin in enumerate(parts):
-        rows = slice(begin, begin + batch)
+    parts = -(-len(chosen) // batch)
+
+    def draw(k: int, rows: slice) -> Tensor:
         noise = Noise(seed, chosen[rows])
-        told = callback and _counted(callback, k, len(parts))
+        told = callback and counted(callback, k, parts)
         part = given and {name: value[rows].to(weights.device) for name, value in given.items()}
         own = Measurement(inner, y[rows].to(weights), sigma)
-        try:
-            z = sample_posterior(
-                denoiser, own, noise, method=method, solver=plan.solver, levels=levels,
-                condition=part, callback=told, like=weights,
-            )  # fmt: skip
-            x = codec.decode(z)
-            drawn.append(x if inner is operator else _met(Measurement(operator, own.y, sigma), x))
-        except SolverError as error:
-            if not drawn:
-                raise
-            raise Unfinished(
-                f"{error}; {begin} of {len(chosen)} pictures were finished",
-                tuple(chosen[:begin]),
-                torch.cat(drawn),
-            ) from error
-    return torch.cat(drawn)
+        z = sample_posterior(
+            denoiser, own, noise, method=method, solver=plan.solver, levels=levels,
+            condition=part, callback=told, like=weights,
+        )  # fmt: skip
+        if inner is operator:
+            return codec.decode(z)
+        x = codec.decode(z)[
+            ..., : operator.shape[-2], : operator.shape[-1]
+        ]  # latents stand for whole blocks of pixels
+        return _met(Measurement(operator, own.y, sigma), x)
 
-
-def _counted(callback: Callback, part: int, parts: int) -> Callback:
-    """A callback that counts the steps of all batches."""
-    return lambda done, steps, x, prediction: callback(part * steps + done, parts * steps, x, prediction)
+    return in_batches(chosen, batch, draw)

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from ..codec import LatentCodec
-from ..denoisers import Denoises
+from ..denoisers import Guidance
 from ..errors import BundleError
 from ..model import Model
 from ..noise import Noise
 from ..solvers import Callback, sample_from
+from .batches import counted, in_batches
 from .decoded import Decoded
 from .guided import Posterior
 from .nonlinear import Statistics
 from .operator import Measurement, Operator
 
 TOLERANCE = 0.02  # of the statistics, in the units of the pictures
+BATCH = 64
 
 
 def restyle(
@@ -38,13 +40,14 @@ def restyle(
     seed: int = 0,
     indices: Sequence[int] | None = None,
     steps: int | None = None,
-    guidance: float | None = None,
+    guidance: float | str | Guidance | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Pictures x (batch, channels, height, width) drawn again from the time `strength`, shaped like x.
 
     strength: in (0, 1], how far back; style: one picture (channels, height, width) whose statistics to take on.
-    Raises BundleError for a style of another shape, SolverError for a strength out of range.
+    Raises BundleError for a style of another shape, SolverError for a strength out of range,
+    `solvers.Unfinished` with the finished pictures if a later batch fails.
     """
     indices = list(range(len(x)) if indices is None else indices)
     if style is None:
@@ -55,20 +58,25 @@ def restyle(
     if style.shape != x.shape[1:]:
         raise BundleError(f"a style picture is one of {tuple(x.shape[1:])}, not {tuple(style.shape)}")
     plan = model.plan(None, None, steps, guidance, conditional=bool(condition), start=strength)
+    levels = plan.grid.levels(model.denoiser.process, plan.steps)
     weights = next(model.denoiser.parameters())
     statistics: Operator = Statistics(model.domain.shape)
-    wanted = statistics(style[None].to(weights)).expand(len(x), -1, -1, -1)
+    wanted = statistics(style[None].to(weights))
     if isinstance(model.codec, LatentCodec):
         statistics = Decoded(statistics, model.codec)
     given = model.conditions.tensors(condition, len(x))
-    denoiser: Denoises = Posterior(
-        model.guided(plan.guidance), Measurement(statistics, wanted, TOLERANCE), "dps"
-    )
-    with torch.no_grad():
+    guided, parts = model.guided(plan.guidance), -(-len(x) // BATCH)
+
+    @torch.no_grad()
+    def draw(k: int, rows: slice) -> Tensor:
+        own = x[rows].to(weights)
+        measured = Measurement(statistics, wanted.expand(len(own), -1, -1, -1), TOLERANCE)
         z = sample_from(
-            denoiser, model.codec.encode(x.to(weights)), Noise(seed, indices), solver=plan.solver,
-            levels=plan.grid.levels(model.denoiser.process, plan.steps),
-            condition=given and {name: value.to(weights.device) for name, value in given.items()},
-            callback=callback,
+            Posterior(guided, measured, "dps"), model.codec.encode(own), Noise(seed, indices[rows]),
+            solver=plan.solver, levels=levels,
+            condition=given and {name: value[rows].to(weights.device) for name, value in given.items()},
+            callback=callback and counted(callback, k, parts),
         )  # fmt: skip
         return model.codec.decode(z)
+
+    return in_batches(indices, BATCH, draw)
