@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfumato import bundle
+from sfumato import bundle, load_adapter
+from sfumato.cli import app
 from sfumato.domains import Images, Source, check, fetch
 from sfumato.domains import ways as w
 from sfumato.domains.cache import sha256_of
@@ -25,6 +26,7 @@ from sfumato.domains.emoji import CAPTIONS, base, code_points, held_out, open_em
 from sfumato.domains.sources import SOURCES
 from sfumato.domains.tarballs import read_members
 from sfumato.errors import BundleError, DataError, MissingExtra, RecipeError
+from sfumato.personal import Adapter
 
 pytest.importorskip("transformers")
 from sfumato.domains import text as words
@@ -429,6 +431,55 @@ def test_a_word_from_an_adapter_is_said_by_the_model_and_by_its_bundle(model, tm
     assert again.sample(1, condition=asked, steps=2, guidance=2.0).isfinite().all()
 
 
+def test_a_captioned_model_is_fine_tuned_and_learns_a_word(run, folder, tmp_path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for k in range(4):
+        Image.fromarray(np.full((32, 32, 3), (250, 200 + 10 * k, 0), np.uint8)).save(mine / f"{k}.png")
+    place = str(run / "model")
+    with pytest.raises(DataError, match=r"asked by text.*--prompt"):
+        app(["finetune", place, "--data", str(mine), "--out", str(tmp_path / "none")])
+    words = [
+        "finetune",
+        place,
+        "--data",
+        str(mine),
+        "--prompt",
+        "gold",
+        "--images",
+        "1600",
+        "--prior",
+        "0.25",
+    ]
+    words += ["--out", str(tmp_path / "run"), "--rank", "4", "finetune.prior_count=8", "--merge"]
+    assert app(words) == 0
+    model, gold = bundle.load(run / "model"), {"text": "gold"}
+    merged = bundle.load(tmp_path / "run" / "model")
+    taught = model.with_adapters([load_adapter(tmp_path / "run" / "adapter")])
+    own, same = (one.sample(4, condition=gold, seed=0) for one in (taught, merged))
+    torch.testing.assert_close(own, same)
+    wanted = torch.tensor([250, 215, 0]) / 127.5 - 1
+    near = [(x.mean((0, 2, 3)) - wanted).norm() for x in (own, model.sample(4, condition=gold, seed=0))]
+    assert near[0] < 0.7 * near[1], "what is said of the pictures draws them"
+    learned = ["finetune", place, "--data", str(mine), "--word", "mine", "--out", str(tmp_path / "word")]
+    assert app([*learned, "--images", "320"]) == 0
+    out = tmp_path / "drawn"
+    words = [
+        "sample",
+        place,
+        "--adapter",
+        str(tmp_path / "word" / "adapter"),
+        "--prompt",
+        "a picture of <mine>",
+    ]
+    assert app([*words, "--count", "2", "--out", str(out)]) == 0
+    assert len(list(out.glob("*.png"))) == 2
+    with pytest.raises(RecipeError, match="leave --rank out"):
+        app([*learned, "--rank", "4"])
+    captioned = ["finetune", place, "--data", str(folder), "--images", "32", "--out", str(tmp_path / "own")]
+    assert app(captioned) == 0
+
+
 def test_words_steer_edits_of_a_captioned_model(run, tmp_path) -> None:
     model = bundle.load(run / "model")
     Image.fromarray(np.full((*model.domain.shape[1:], 3), 128, np.uint8)).save(tmp_path / "grey.png")
@@ -526,6 +577,16 @@ def test_the_judge_knows_colours_and_a_wrong_caption_when_it_sees_one(judged, tm
     assert right.tolist() == [a == b for a, b in zip(captions, wrong, strict=True)]
     measure = judge.measure(held.images, wrong, others, real=held.images)
     assert measure.details["chance"] == 0.25
+    # as a score it is what it is as a judge, and its gradient leads towards the words
+    x = (torch.from_numpy(held.images).permute(0, 3, 1, 2).float() / 127.5 - 1).requires_grad_()
+    score = judge.likeness(captions)
+    near = (judge.pictures(held.images) * judge.words(captions)).sum(1)
+    torch.testing.assert_close(score(x), near, atol=1e-5, rtol=0)
+    grey = (0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    (pull,) = torch.autograd.grad(score(grey).sum(), grey)
+    assert bool(
+        (score(grey + 1e-3 * pull / pull.flatten(1).norm(dim=1).view(-1, 1, 1, 1)) > score(grey)).all()
+    )
     kept = retrieval_judge(train_, held, config, tmp_path)
     assert torch.equal(kept.pictures(held.images), judge.pictures(held.images))
     (path,) = tmp_path.glob("retrieval-*.safetensors")

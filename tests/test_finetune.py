@@ -24,8 +24,9 @@ from sfumato.errors import BundleError, DataError, RecipeError, RunError
 from sfumato.model import Model, Sampling
 from sfumato.networks import build
 from sfumato.processes import Flow, Gaussian
-from sfumato.recipes.finetune import Mixed, finetune, finetune_recipe, set_up
+from sfumato.recipes.finetune import finetune, finetune_recipe, set_up
 from sfumato.recipes.inversion import Prompted, learn_word
+from sfumato.recipes.remembering import Mixed
 from sfumato.solvers import DPMpp2M, FlowGrid
 from sfumato.training import Callback, Interrupted, TrainingConfig, load_checkpoint
 

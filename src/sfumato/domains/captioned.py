@@ -145,10 +145,15 @@ class Captioned(Domain):
                     raise DataError(f"labels are 0 to {len(self.classes) - 1}, not {numbers}")
                 found[name] = torch.tensor(numbers)[:, None]
             elif name == "caption":
-                from sfumato.domains.text import embed  # what it needs is an extra
+                from sfumato.domains.text import (
+                    embed,
+                    text_encoder,
+                    warn_of_cuts,
+                )  # what they need is an extra
 
                 if not all(isinstance(v, str) and v for v in values):
                     raise DataError("a caption is given in words")
+                warn_of_cuts(text_encoder(), values)
                 found[name] = (embed(values).sentences(values) * self.dim**0.5)[:, None]
             elif isinstance(value, Tensor):
                 found[name] = value.float()

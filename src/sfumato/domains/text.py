@@ -133,19 +133,25 @@ class TextEncoder:
             if not isinstance(text, str):
                 raise DataError(f"a prompt is a text, not {text!r}")
             if text not in found:
-                kept, word = self.cut(text)
-                if word is not None:
-                    number = len(kept.split()) + 1
-                    warnings.warn(
-                        f"a prompt is cut before its word {number}, {word!r}: {self.limit} tokens are read of it",
-                        stacklevel=2,
-                    )
+                warn_of_cuts(self, [text])
                 found[text] = self(text) if text.strip() else torch.zeros(0, DIM)
         each = [found[text] for text in texts]
         return {
             "text": torch.stack([F.pad(e, (0, 0, 0, self.limit - len(e))) for e in each]),
             "text_mask": torch.stack([torch.arange(self.limit) < len(e) for e in each]),
         }
+
+
+def warn_of_cuts(encoder: TextEncoder, texts: Sequence[str]) -> None:
+    """Warn of each text that is longer than the encoder reads, and at which word it is cut."""
+    for text in dict.fromkeys(texts):
+        kept, word = encoder.cut(text)
+        if word is not None:
+            warnings.warn(
+                f"a prompt is cut before its word {len(kept.split()) + 1}, {word!r}: {encoder.limit} tokens are read "
+                "of it",
+                stacklevel=3,
+            )
 
 
 @lru_cache(maxsize=2)

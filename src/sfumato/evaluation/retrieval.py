@@ -99,6 +99,16 @@ class RetrievalJudge:
         ]
         return F.normalize(torch.cat(parts), dim=1)
 
+    def likeness(self, texts: Sequence[str], weight: float = 1.0) -> Callable[..., Tensor]:
+        """A score to guide by (`ScoreGuided`): weight times the cosine of each picture x_0, in [-1, 1], to its text."""
+        wanted = self.words(texts)
+
+        def score(x0: Tensor, level: Any = None, condition: Any = None) -> Tensor:
+            found = self.net(((x0.float() + 1) / 2).clamp(0, 1))[1]
+            return weight * (F.normalize(found, dim=1) * wanted.to(found)).sum(1)
+
+        return score
+
     def words(self, texts: Sequence[str]) -> Tensor:
         """Vectors of length 1 (n, 384) of texts."""
         return _words(texts, self.centre)

@@ -8,11 +8,9 @@ run/adapter/        what was learned, apart                   run/model/        
 *What is trained.* A low-rank adapter beside frozen weights (`personal.layers`), or with `full` all weights. In a model
 that is asked by label, pictures of a class that it has go on teaching that class, others a new one.
 
-*Forgetting.* Nothing in the loss of the new pictures says that the old ones should stay as they are. Prior preservation
-(DreamBooth, Ruiz et al. 2022, arXiv:2208.12242, eq. 2) adds the old loss, on samples that the model drew before, or on
-its own training data. Here a share p of all that is shown is old, which is eq. 2 with lambda = p / (1 - p). What was
-forgotten is measured, whatever p: the loss on fresh samples of the old model, of the new model less of the old one, in
-pairs with the same noise.
+Pictures shown to a model that is asked by text have captions, their own or one that is said of all of them.
+
+What is done against forgetting, and how it is measured: `remembering`.
 """
 
 from __future__ import annotations
@@ -24,24 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import bundle
 from ..adapter_files import save_adapter
-from ..conditions import spread_labels
 from ..denoisers import Denoiser
-from ..domains.image_data import ImageData, keyed_words
-from ..domains.source import Source
+from ..domains.image_data import ImageData
 from ..errors import BundleError, DataError, RecipeError, RunError
 from ..files import write_atomically
 from ..model import Model
 from ..objectives import Objective, build_objective
 from ..personal import Adapter, attach, fresh, grow, read, settle, text_width
 from ..training import Callback, Interrupted, Trainer, TrainingResult
-from ..training.order import Stratified, mixed
 from . import card
 from .codec import with_latents
 from .recipe import Recipe, overridden, parse_overrides, recipe_from, to_toml
+from .remembering import Mixed, forgetting, prior_data
 from .run import read_data, sample_sheet
 
 FIXED = (
@@ -53,37 +48,6 @@ FIXED = (
     "finetune.bundle",
     "finetune.weights",
 )
-_PRIOR = 0x9810  # a stream of the keyed words
-MEASURED = 64  # samples of the old model that forgetting is measured on
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """Training data of which a share is other data: rows are own or prior by one keyed word a position."""
-
-    own: Any
-    prior: Any
-    share: float
-
-    def __len__(self) -> int:
-        return len(self.own)
-
-    def batch(self, indices: Any, seed: int = 0, images_seen: int = 0) -> dict[str, Any]:
-        """As `ImageData.batch`; row i is one of `prior` if word(seed, images_seen + i) says so."""
-        batch = self.own.batch(indices, seed, images_seen)
-        words = keyed_words(seed, _PRIOR, images_seen, len(indices))
-        rows = np.flatnonzero((words >> np.uint64(32)).astype(np.float64) < self.share * 2.0**32)
-        low = words[rows] & np.uint64(0xFFFFFFFF)
-        other = self.prior.batch(
-            (low * np.uint64(len(self.prior)) >> np.uint64(32)).astype(np.int64), seed, images_seen
-        )
-        where = torch.from_numpy(rows)
-        batch["x"][where] = other["x"]
-        if "condition" in batch:
-            label = batch["condition"]["label"].clone()
-            label[where] = other["condition"]["label"]
-            batch["condition"] = {"label": label}
-        return batch
 
 
 def allowed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -126,6 +90,7 @@ def finetune_recipe(
             "source": str(data),
             "held_out": 0.0,
             "labels": "auto" if model.classes and label is None else "none",
+            "captions": "auto" if "text" in model.conditions.names and not finetune.get("prompt") else "none",
             "flip": domain.flip,
             "crop": domain.crop,
             "resample": domain.resample,
@@ -169,9 +134,9 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
             f"the model in {asked.bundle} is not the one this run began with: its weights have the SHA-256 "
             f"{model.fingerprint[:12]}, not {asked.weights[:12]}"
         )
-    if text_width(model.denoiser.network):
+    if text_width(model.denoiser.network) and "text" not in model.conditions.names:
         raise BundleError(
-            "this model is asked by text, and pictures alone say none: teach it a word with sfumato.learn_word"
+            "this model takes a text's tensors and does not say of which encoder: teach it a word with learn_word"
         )
     data, held, new = pictures(recipe, model)
     denoiser = copy.deepcopy(model.denoiser).train()
@@ -201,7 +166,7 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
 def pictures(recipe: Recipe, model: Model) -> tuple[ImageData, ImageData, tuple[str, ...]]:
     """(train, held out, names of new classes): the pictures in the model's size, with labels as it will number them.
 
-    Raises DataError for fewer than two pictures, and where it is not known of what class they are.
+    Raises DataError for fewer than two pictures, and where it is not known of what class they are, or what they show.
     """
     assert recipe.finetune is not None
     asked, config, known = recipe.finetune.label, recipe.data, list(model.classes)
@@ -211,6 +176,8 @@ def pictures(recipe: Recipe, model: Model) -> tuple[ImageData, ImageData, tuple[
         raise DataError(
             f"at least 2 pictures are needed to fine-tune on, and {config.source} gives {len(data)}"
         )
+    if "text" in model.conditions.names:
+        return captioned(data, recipe, model), captioned(held, recipe, model), ()
     if not known:
         if asked is not None:
             raise DataError(f"this model knows no labels, so it cannot learn {asked!r} as one: leave it out")
@@ -238,58 +205,21 @@ def pictures(recipe: Recipe, model: Model) -> tuple[ImageData, ImageData, tuple[
     return renumbered(data), renumbered(held), new
 
 
-def prior_data(parts: Finetuning, out: Path, say: Callable[[str], None]) -> ImageData | None:
-    """What is mixed in so that the model remembers: its samples, drawn once and kept in the run, or its own data."""
-    asked = parts.recipe.finetune
-    if asked is None or not asked.prior:
-        return None
-    model, domain = parts.model, parts.data.domain
-    if asked.prior_from == "data":
-        if not (kept := model.info.get("recipe")):
-            raise DataError("the model does not say what it was trained on: take prior_from = 'samples'")
-        found = read_data(recipe_from(kept, "the model's recipe"), model.domain)[0]
-    else:
-        folder = out / "prior"
-        if not folder.is_dir() or len(list(folder.glob("*.png"))) < asked.prior_count:
-            say(f"drawing {asked.prior_count} samples of the model as it is")
-            x, labels = drawn(model, asked.prior_count, mixed(parts.recipe.training.seed, 7))
-            model.domain.write(x, folder, labels)
-        found = replace(model.domain, crop="none").read(
-            Source(path=folder, labels="auto" if model.classes else "none")
+def captioned(data: ImageData, recipe: Recipe, model: Model) -> ImageData:
+    """The pictures with the embeddings of what is said of them, by the encoder that the model was trained with."""
+    assert recipe.finetune is not None
+    said = recipe.finetune.prompt
+    if not len(data):
+        return replace(data, labels=None)
+    if said is not None:
+        data = replace(data, captions=((said,),) * len(data.stored))
+    elif not data.captions:
+        raise DataError(
+            f"the model is asked by text, and the pictures in {recipe.data.source} have no captions: write some beside "
+            "them, say what all show (--prompt), or teach the model a word for them (--word)"
         )
-    return replace(found, domain=replace(domain, crop=found.domain.crop))
-
-
-def drawn(model: Model, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Unguided samples of a model, of all its classes in turn, and their labels."""
-    labels = spread_labels(count, len(model.classes)) if model.classes else None
-    condition = None if labels is None else {"label": labels}
-    return model.sample(count, condition=condition, seed=seed, guidance=1.0), labels
-
-
-@torch.no_grad()
-def forgetting(before: Model, after: Model, objective: Objective, seed: int = 0) -> dict[str, float]:
-    """What a model lost of what it knew: its loss on fresh samples of the model before, less that model's own loss.
-
-    Pairs with the same noise at evenly spread levels; "low" and "high" are the ends of the 95 % interval of the mean
-    difference.
-    """
-    x, labels = drawn(before, MEASURED, mixed(seed, 8))
-    x = before.codec.encode(x)
-    batch: dict[str, Any] = (
-        {"x": x} if labels is None else {"x": x, "condition": {"label": labels.to(x.device)}}
-    )
-    noise = Stratified(mixed(seed, 9), 0, len(x))
-    old, new = (objective(model.denoiser, batch, noise)[0].double() for model in (before, after))
-    mean, error = float((new - old).mean()), float((new - old).std()) / len(x) ** 0.5
-    return {
-        "before": float(old.mean()),
-        "after": float(new.mean()),
-        "difference": mean,
-        "low": mean - 1.96 * error,
-        "high": mean + 1.96 * error,
-        "samples": len(x),
-    }
+    model.conditions.texts("", 1)  # refuses another encoder than the model's
+    return replace(data, labels=None, domain=replace(data.domain, classes=())).encoded()
 
 
 def finetune(
@@ -344,10 +274,12 @@ def learned(parts: Finetuning, result: TrainingResult) -> tuple[Model, Adapter |
         settle(denoiser.network)
     model = parts.model
     classes = (*model.domain.classes, *parts.new)
-    info = {"guidable": model.info.get("guidable", True)}
+    info = {key: model.info[key] for key in ("guidable", "text") if key in model.info}
     denoiser.eval().requires_grad_(False)
     domain = replace(model.domain, classes=classes)
-    return Model(denoiser, domain, model.sampling, info, codec=model.codec), None
+    return Model(
+        denoiser, domain, model.sampling, info, words=model.words, codec=model.codec, base=model.base
+    ), None
 
 
 def write(

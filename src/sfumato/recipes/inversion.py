@@ -25,6 +25,11 @@ from ..personal import Adapter, Speller, text_width
 from ..training import Callback, Interrupted, Trainer, TrainingConfig, TrainingResult
 from .codec import with_latents
 
+PROMPTS = ("a picture of", "a drawing of", "an image of", "a small picture of", "one", "this is")
+DEFAULT = TrainingConfig(
+    images=3_200, batch=16, learning_rate=1e-2, warmup=160, decay="cosine", ema=(0.05,), validate_every=0,
+    checkpoint_every=1_600, log_every=160,
+)  # fmt: skip
 _PROMPT = 0x9807  # a stream of the keyed words
 
 
@@ -56,7 +61,7 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
     name: str,
     out: str | Path,
     *,
-    text: Tensor,
+    text: Tensor | None = None,
     text_mask: Tensor | None = None,
     tokens: int = 1,
     start: Tensor | None = None,
@@ -68,7 +73,8 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
     """Learn what to call the pictures: a word of so many tokens, in a run folder; left in `out/adapter`.
 
     data: pictures of the model's size, `model.domain.read(...)`. text: (prompts, tokens, text_dim), embeddings of
-    prompts for the word to follow, with text_mask (prompts, tokens). start: (tokens, text_dim), where to start: the
+    prompts for the word to follow, with text_mask (prompts, tokens); None: of `PROMPTS`, by the encoder that the model
+    was trained with. start: (tokens, text_dim), where to start: the
     embedding of a word that comes near; default the mean token of the prompts.
     Returns the adapter that holds the word, for `model.with_adapters`, and the result (an `Interrupted` if a signal
     ended it; then nothing is written). Raises BundleError for a model without text, DataError for fewer than two
@@ -81,6 +87,9 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
         raise DataError(f"a word's name has no spaces and no angle brackets: {name!r} has")
     if len(data) < 2:
         raise DataError(f"at least 2 pictures are needed to learn a word from, not {len(data)}")
+    if text is None:
+        said = model.conditions.texts(PROMPTS, len(PROMPTS))
+        text, text_mask = said["text"], said["text_mask"]
     if text.ndim != 3 or text.shape[2] != width or not len(text):
         raise DataError(f"prompts are (prompts, tokens, {width}), not {tuple(text.shape)}")
     if tokens < 1:
@@ -88,10 +97,7 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
     mask = torch.ones(text.shape[:2], dtype=torch.bool) if text_mask is None else text_mask.bool()
     if mask.shape != text.shape[:2]:
         raise DataError(f"the prompts' mask is {tuple(text.shape[:2])}, not {tuple(mask.shape)}")
-    config = training or TrainingConfig(
-        images=3_200, batch=16, learning_rate=1e-2, warmup=160, decay="cosine", ema=(0.05,), validate_every=0,
-        checkpoint_every=1_600, log_every=160,
-    )  # fmt: skip
+    config = training or DEFAULT
     denoiser = copy.deepcopy(model.denoiser).train()
     denoiser.network = Speller(
         denoiser.network, _start(text, mask, tokens, config.seed) if start is None else start
