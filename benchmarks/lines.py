@@ -21,6 +21,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
         ["peptides", "moses", "dna"],
     ),
     "music": (["music", "midi", "musicxml"], [], ["music"], ["chorales"]),
+    "molecule-leaves": (["molecule_leaves"], ["joint_egnn"], [], ["qm9-joint"]),
     "molecules": (["molecules", "bonds", "molecule_files"], ["egnn"], ["molecules"], ["qm9"]),
     "table": (["table"], [], ["table"], ["table"]),
     "captioned": (["captioned"], [], ["captioned"], ["emoji-joint"]),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato.domains.image_data import ImageData
     from sfumato.domains.images import Images
     from sfumato.domains.laws import LawBroken, check_domain
+    from sfumato.domains.molecule_leaves import MoleculeLeaves
     from sfumato.domains.molecules import Molecules
     from sfumato.domains.motion import Motion
     from sfumato.domains.music import Music
@@ -45,6 +46,7 @@ _HOMES = {
     "LawBroken": "laws",
     "Music": "music",
     "Motion": "motion",
+    "MoleculeLeaves": "molecule_leaves",
     "Molecules": "molecules",
     "Sequences": "sequences",
     "Series": "series",
@@ -66,6 +68,7 @@ _DOMAINS = {
     "images": ("images", "Images"),
     "music": ("music", "Music"),
     "motion": ("motion", "Motion"),
+    "molecule-leaves": ("molecule_leaves", "MoleculeLeaves"),
     "molecules": ("molecules", "Molecules"),
     "sequences": ("sequences", "Sequences"),
     "table": ("table", "Table"),
@@ -88,6 +91,7 @@ __all__ = [
     "ImageData",
     "Images",
     "LawBroken",
+    "MoleculeLeaves",
     "Molecules",
     "Motion",
     "Music",

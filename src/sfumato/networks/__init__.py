@@ -21,6 +21,7 @@ from .dit import DiT
 from .egnn import EGNN
 from .embeddings import Conditioning, FourierFeatures
 from .joint import JointTransformer
+from .joint_egnn import JointEGNN
 from .taps import Tap, bottleneck, rewired
 from .transformer import Transformer
 from .unet import UNet, fold, unfold
@@ -34,6 +35,7 @@ __all__ = [
     "Conditioning",
     "DiT",
     "FourierFeatures",
+    "JointEGNN",
     "JointTransformer",
     "NoiseClassifier",
     "PatchCritic",
@@ -54,6 +56,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
     "joint": JointTransformer,
+    "joint-egnn": JointEGNN,
     "egnn": EGNN,
     "transformer": Transformer,
     "classifier": NoiseClassifier,

@@ -72,7 +72,9 @@ def network_settings(
     """
     takes = inspect.signature(KINDS[recipe.network.kind]).parameters
     if isinstance(process, Joint) != ("leaves" in takes):
-        raise RecipeError("network.kind = 'joint' is for data of several leaves, and no other network is")
+        raise RecipeError(
+            "network.kind = 'joint' or 'joint-egnn' is for data of several leaves, and no other network is"
+        )
     if isinstance(process, Joint):
         shapes = process.state_shape(domain.shape)
         leaves: dict[str, dict[str, Any]] = {name: {"shape": list(shape)} for name, shape in shapes.items()}

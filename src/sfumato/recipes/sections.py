@@ -95,7 +95,7 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: Literal[
-        "unet", "dit", "transformer", "joint", "egnn", "video", "wave", "classifier", "autoencoder"
+        "unet", "dit", "transformer", "joint", "joint-egnn", "egnn", "video", "wave", "classifier", "autoencoder"
     ] = "unet"  # fmt: skip
 
 
