@@ -215,8 +215,8 @@ def _open(
             units = {name: _text(getattr(held[name], "units", b"")) for name in names}
     except DataError:
         raise
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise DataError(f"{path} is no NetCDF-3 file that can be read: {error}") from None
+    except (ValueError, TypeError, OSError, LookupError, MemoryError) as error:
+        raise DataError(f"{path} is no NetCDF-3 file that can be read: {error!r}") from None
     kept = {name: v for name, v in found.items() if v.shape == found[names[0]].shape}
     if wanted and len(kept) < len(found):
         raise DataError(f"the variables {', '.join(names)} are not of one grid")
