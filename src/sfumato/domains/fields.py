@@ -230,7 +230,8 @@ def _clean(variable: Any) -> np.ndarray:
         float(np.ravel(getattr(variable, name, default))[0])
         for name, default in (("scale_factor", 1), ("add_offset", 0))
     )
-    x = (stored * scale + offset).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes a gap
+        x = (stored * scale + offset).astype(np.float32)
     # a gap is marked by what is stored, before it is unpacked
     for name in ("missing_value", "_FillValue"):
         if (gap := getattr(variable, name, None)) is not None:
