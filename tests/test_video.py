@@ -18,7 +18,7 @@ from PIL import Image
 from sfumato import bundle
 from sfumato.cli import main
 from sfumato.denoisers import Denoiser, check_denoiser
-from sfumato.domains import Source, Video
+from sfumato.domains import Video
 from sfumato.domains import video as clips_of
 from sfumato.domains.emoji import CAPTIONS, open_animated
 from sfumato.domains.examples import Examples
@@ -111,9 +111,7 @@ def test_gifs_and_classes_are_read_and_what_is_too_short_is_counted(tmp_path: Pa
     with pytest.raises(DataError, match="no clip of 9 frames: its 6 files are stills or shorter"):
         Video(size=8, frames=9).read(tmp_path)
     (tmp_path / "a" / "bad.gif").write_bytes((tmp_path / "a" / "0.gif").read_bytes()[:60])
-    with pytest.raises(DataError, match=r"1 of 7 pictures .* cannot be read: a/bad.gif"):
-        Video(size=8, frames=8).read(tmp_path)
-    data = Video(size=8, frames=8).read(Source(path=tmp_path, skip_corrupt=True))
+    data = Video(size=8, frames=8).read(tmp_path)
     assert len(data) == 4
     assert data.card()["skipped_corrupt"][0].startswith("a/bad.gif: ")
 
@@ -204,7 +202,7 @@ def test_emoji_that_move_are_read_with_their_captions_and_stills_are_counted(tmp
     tarball("lobehub-fluent-emoji-anim-1-1.0.0.tgz", inside | {"package/assets/.gitkeep": b""})
     found = [open_animated(tmp_path, split) for split in ("train", "test")]
     assert sum(part.count for part in found) == 4
-    kept = [Video(size=8, frames=8)._decoded(part, False)[1] for part in found]
+    kept = [Video(size=8, frames=8)._decoded(part)[1] for part in found]
     said = sorted(part.captions[row][0] for part, rows in zip(found, kept, strict=True) for row in rows)
     assert said == ["thing 1f40e", "thing 1f44b", "thing 1f44b-1f3fb"]
 

@@ -5,9 +5,10 @@ Two atoms of elements a, b at a distance d are bonded with the highest order k =
     d < length_k(a, b) + margin_k,       margins .10, .05 and .03 angstrom,
 
 where a double bond is thought of only below the bound of a single one, and a triple only below that of a double one.
-An atom is stable if its orders add up to its valence: H 1, C 4, N 3, O 2, F 1. Charges are not thought of, so that a
-few real molecules are unstable by this rule as well. The rule and its margins are those of Hoogeboom et al. 2022 (EDM,
-arXiv:2203.17003, appendix), the lengths mean ones of chemistry's tables.
+An atom is stable if its orders add up to a valence of its element (`VALENCES`). Charges are not thought of, so that a
+few real molecules are unstable by this rule as well. The rule, its margins and lengths are those of Hoogeboom et al.
+2022 (EDM, arXiv:2203.17003, appendix), mean ones of chemistry's tables; S=O, which they lack, is that of a sulfoxide,
+and the valences of sulfur are 2, 4 and 6.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ import numpy as np
 
 from sfumato.errors import MissingExtra
 
-VALENCES = {"H": 1, "C": 4, "N": 3, "O": 2, "F": 1}
+VALENCES = {
+    "H": (1,), "C": (4,), "N": (3,), "O": (2,), "F": (1,), "Cl": (1,), "Br": (1,), "I": (1,), "Si": (4,),
+    "P": (3, 5), "S": (2, 4, 6),
+}  # fmt: skip
 MARGINS = (0.10, 0.05, 0.03)
 _LENGTHS = (
     {
         "HH": 74, "HC": 109, "HN": 101, "HO": 96, "HF": 92, "CC": 154, "CN": 147, "CO": 143, "CF": 135, "NN": 145,
-        "NO": 140, "NF": 136, "OO": 148, "OF": 142, "FF": 142,
+        "NO": 140, "NF": 136, "OO": 148, "OF": 142, "FF": 142, "HSi": 148, "HP": 144, "HS": 134, "HCl": 127,
+        "HBr": 141, "HI": 161, "CSi": 185, "CP": 184, "CS": 182, "CCl": 177, "CBr": 194, "CI": 214, "NP": 177,
+        "NS": 168, "NCl": 175, "NBr": 214, "NI": 222, "OSi": 163, "OP": 163, "OS": 151, "OCl": 164, "OBr": 172,
+        "OI": 194, "FSi": 160, "FP": 156, "FS": 158, "FCl": 166, "FBr": 178, "FI": 187, "SiSi": 233, "SiS": 200,
+        "SiCl": 202, "SiBr": 215, "SiI": 243, "PP": 221, "PS": 210, "PCl": 203, "PBr": 222, "SS": 204, "SCl": 207,
+        "SBr": 225, "SI": 234, "ClCl": 199, "ClBr": 214, "BrBr": 228, "II": 266,
     },
-    {"CC": 134, "CN": 129, "CO": 120, "NN": 125, "NO": 121, "OO": 121},
+    {"CC": 134, "CN": 129, "CO": 120, "CS": 160, "NN": 125, "NO": 121, "OO": 121, "OP": 150, "OS": 149, "PS": 186},
     {"CC": 120, "CN": 116, "CO": 113, "NN": 110},
 )  # fmt: skip
 
@@ -34,25 +43,18 @@ Molecule = tuple[Sequence[str], np.ndarray]
 """Elements of n atoms, and their positions (n, 3) in angstrom."""
 
 
-def _bounds(elements: Sequence[str], order: int) -> np.ndarray:
-    """The longest distances of bonds of an order between kinds of atoms, (kinds, kinds); 0 where there is none."""
-    table, margin = _LENGTHS[order], MARGINS[order]
-    return np.array(
-        [
-            [(n / 100 + margin if (n := table.get(a + b, table.get(b + a, 0))) else 0.0) for b in elements]
-            for a in elements
-        ]
-    )
-
-
 _KINDS = tuple(VALENCES)
-_BOUNDS = np.stack([_bounds(_KINDS, order) for order in range(3)])
+_BOUNDS = np.array([
+    [[table.get(a + b, table.get(b + a, -100)) / 100 + margin for b in _KINDS] for a in _KINDS]
+    for table, margin in zip(_LENGTHS, MARGINS, strict=True)
+])  # fmt: skip
+"""The longest distances of bonds of orders 1 to 3, (3, kinds, kinds), in angstrom; below 0 where there is none."""
 
 
 def bond_orders(molecule: Molecule) -> np.ndarray:
     """Orders 0 to 3 of the bonds between all atoms, int (n, n); of elements without a table 0."""
     elements, positions = molecule
-    kinds = np.array([_KINDS.index(e) if e in _KINDS else -1 for e in elements])
+    kinds = np.array([_KINDS.index(e) if e in _KINDS else -1 for e in elements], dtype=int)
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=2)
     below = distance < _BOUNDS[:, kinds[:, None], kinds[None]]
     known = (kinds >= 0)[:, None] & (kinds >= 0) & ~np.eye(len(kinds), dtype=bool)
@@ -60,8 +62,9 @@ def bond_orders(molecule: Molecule) -> np.ndarray:
 
 
 def stable_atoms(molecule: Molecule) -> np.ndarray:
-    """Whether the orders of each atom's bonds add up to its valence, bool (n,)."""
-    return bond_orders(molecule).sum(1) == [VALENCES.get(e, -1) for e in molecule[0]]
+    """Whether the orders of each atom's bonds add up to a valence of its element, bool (n,)."""
+    orders = bond_orders(molecule).sum(1)
+    return np.array([k in VALENCES.get(e, ()) for e, k in zip(molecule[0], orders, strict=True)], dtype=bool)
 
 
 def rdkit() -> Any:
@@ -81,9 +84,8 @@ def graph(molecule: Molecule) -> Any:
     made, orders = chem.RWMol(), bond_orders(molecule)
     for element in elements:
         made.AddAtom(chem.Atom(element))
-    kinds = (None, chem.BondType.SINGLE, chem.BondType.DOUBLE, chem.BondType.TRIPLE)
     for i, j in zip(*np.nonzero(np.triu(orders)), strict=True):
-        made.AddBond(int(i), int(j), kinds[orders[i, j]])
+        made.AddBond(int(i), int(j), chem.BondType.values[int(orders[i, j])])
     where = chem.Conformer(len(elements))
     where.SetPositions(np.ascontiguousarray(positions, np.float64))
     made.AddConformer(where)
@@ -104,8 +106,7 @@ def built(molecule: Molecule) -> Any:
 def smiles(molecule: Molecule) -> tuple[str, int] | None:
     """(canonical SMILES of the largest part, number of parts) of a molecule, None for one that RDKit refuses."""
     chem = rdkit()
-    made = built(molecule)
-    if made is None:
+    if (made := built(molecule)) is None:
         return None
     parts = chem.GetMolFrags(made, asMols=True, sanitizeFrags=False)
     largest = max(parts, key=lambda part: part.GetNumAtoms())

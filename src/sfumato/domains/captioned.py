@@ -11,6 +11,7 @@ the training set's captions is what it is shown by, so those are kept with the d
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,17 +131,22 @@ class Captioned(Domain):
         name. Raises DataError for others."""
         count, found = len(noise.indices), {}
         for name, value in given.items():
-            one = isinstance(value, str | Path | int)
-            values: list[Any] = [value] * count if one else list(value)
+            many = np.iterable(value) and not isinstance(value, str)
+            values: list[Any] = list(value) if many else [value] * count
             if len(values) != count:
                 raise DataError(f"{len(values)} of {name!r} were given for {count} samples")
             if name == "label":
-                numbers = [
-                    self.classes.index(choose(v, self.classes, "label", DataError))
-                    if isinstance(v, str)
-                    else int(v)
-                    for v in values
-                ]
+                try:
+                    numbers = [
+                        self.classes.index(choose(v, self.classes, "label", DataError))
+                        if isinstance(v, str)
+                        else operator.index(v)
+                        for v in values
+                    ]
+                except TypeError:
+                    raise DataError(
+                        f"a label is one of {', '.join(self.classes)}, not {value!r:.60}"
+                    ) from None
                 if not all(0 <= k < len(self.classes) for k in numbers):
                     raise DataError(f"labels are 0 to {len(self.classes) - 1}, not {numbers}")
                 found[name] = torch.tensor(numbers)[:, None]
@@ -157,6 +163,8 @@ class Captioned(Domain):
                 found[name] = (embed(values).sentences(values) * self.dim**0.5)[:, None]
             elif isinstance(value, Tensor):
                 found[name] = value.float()
+            elif not isinstance(values[0], str | Path):
+                raise DataError(f"a picture is a path or a tensor, not {values[0]!r:.60}")
             else:
                 found[name] = (
                     self.images.read(Source(path=Path(values[0]))).tensor()[:1].expand(count, -1, -1, -1)

@@ -9,6 +9,7 @@ times is another example of the same square. Tiles with gaps (NaN, or the file's
 counted.
 
 Files are NetCDF-3, which SciPy reads and writes; a sample is written as one, with the names and units of the data.
+Packed ones hold whole numbers p with value = p scale_factor + add_offset, which are unpacked.
 """
 
 from __future__ import annotations
@@ -202,26 +203,39 @@ def _open(
     netcdf_file = _netcdf()
     try:
         with netcdf_file(str(path), "r", mmap=False) as file:
-            held = {name: (v.data, v) for name, v in file.variables.items() if v.data.ndim in (2, 3)}
+            held = {
+                name: v
+                for name, v in file.variables.items()
+                if v.data.ndim in (2, 3) and v.data.dtype.kind in "if"
+            }
             names = [choose(name, held, "variable of the file", DataError) for name in wanted] or list(held)
             if not names:
                 raise DataError(f"{path} holds no variable of two or three dimensions")
-            found = {name: _clean(*held[name]) for name in names}
-            units = tuple(_text(getattr(held[name][1], "units", b"")) for name in names)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise DataError(f"{path} is no NetCDF-3 file that can be read: {error}") from None
-    shape = found[names[0]].shape
-    if wanted and any(v.shape != shape for v in found.values()):
+            found = {name: _clean(held[name]) for name in names}
+            units = {name: _text(getattr(held[name], "units", b"")) for name in names}
+    except DataError:
+        raise
+    except (ValueError, TypeError, OSError, LookupError, MemoryError) as error:
+        raise DataError(f"{path} is no NetCDF-3 file that can be read: {error!r}") from None
+    kept = {name: v for name, v in found.items() if v.shape == found[names[0]].shape}
+    if wanted and len(kept) < len(found):
         raise DataError(f"the variables {', '.join(names)} are not of one grid")
-    return {name: v for name, v in found.items() if v.shape == shape}, units[: len(found)], about
+    return kept, tuple(units[name] for name in kept), about
 
 
-def _clean(data: np.ndarray, variable: Any) -> np.ndarray:
-    """Values float32 (time, y, x), gaps as NaN."""
-    x = np.asarray(data, dtype=np.float32)
+def _clean(variable: Any) -> np.ndarray:
+    """Values float32 (time, y, x) in the variable's units, gaps as NaN."""
+    stored = variable.data
+    scale, offset = (
+        float(np.ravel(getattr(variable, name, default))[0])
+        for name, default in (("scale_factor", 1), ("add_offset", 0))
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes a gap
+        x = (stored * scale + offset).astype(np.float32)
+    # a gap is marked by what is stored, before it is unpacked
     for name in ("missing_value", "_FillValue"):
         if (gap := getattr(variable, name, None)) is not None:
-            x = np.where(x == np.float32(np.ravel(gap)[0]), np.float32(np.nan), x)
+            x[stored.astype(np.float32) == np.float32(np.ravel(gap)[0])] = np.nan
     return x if x.ndim == 3 else x[None]
 
 

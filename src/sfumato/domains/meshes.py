@@ -25,6 +25,7 @@ from sfumato.errors import DataError
 
 PYBULLET = "pybullet-3.2.7-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
 SUFFIXES = (".obj", ".off", ".ply")
+LARGEST = 1e100  # of a coordinate, so that areas are finite
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def read_mesh(name: str, text: str, label: str | None = None) -> Mesh:
         table = np.array(corners, dtype=np.float64).reshape(-1, 3)
         triangles = [(f[0], f[k], f[k + 1]) for f in faces for k in range(1, len(f) - 1)]
         where = np.array(triangles, dtype=np.int64).reshape(-1, 3)
-    except (ValueError, IndexError, StopIteration) as problem:
+    except (ValueError, IndexError, StopIteration, OverflowError) as problem:
         raise DataError(
             f"{name} is no {Path(name).suffix[1:].upper()} file that can be read: {problem}"
         ) from None
     if len(where) and (where.min() < 0 or where.max() >= len(table)):
         raise DataError(f"{name}: a face has corner {where.max()}, and there are {len(table)}")
-    if not np.isfinite(table).all():
-        raise DataError(f"{name}: a corner is not finite")
+    if not (np.abs(table) < LARGEST).all():
+        raise DataError(f"{name}: a corner is not finite, or {LARGEST:.0e} or more from 0")
     return Mesh(name, table, where, label)
 
 

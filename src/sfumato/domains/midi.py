@@ -2,7 +2,7 @@
 
 A file holds tracks, a track messages with delays in ticks, so many a quarter note. Of messages only these matter: one
 starts a note, one of the same channel and pitch ends it (or starts it again at a velocity of 0, which ends it too),
-and one names the track.
+one names the track, and one says the metre, which is 4/4 where none does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sfumato.errors import DataError, MissingExtra
 
 TICKS = 480
 LARGEST = 1 << 22  # bytes of a file
+LONGEST = 100_000  # quarter notes of a piece
 
 
 class Note(NamedTuple):
@@ -59,24 +60,29 @@ def midi_bytes(tracks: Mapping[str, Sequence[Note]], tempo: float = 84.0, progra
     return written.getvalue()
 
 
-def read_midi(path: Path) -> dict[str, list[Note]]:
-    """The notes of each track that has any, by its name, or "track 2" and so on. Raises DataError naming the file."""
-    mido, found = _mido(), {}
+def content_of(path: Path, largest: int) -> bytes:
+    """What a file holds. Raises DataError naming it if it cannot be read, or is larger."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"{path} is larger than {LARGEST} bytes")
-        content = path.read_bytes()
+        if path.stat().st_size > largest:
+            raise DataError(f"{path} is larger than {largest} bytes")
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_midi(path: Path) -> dict[str, list[Note]]:
+    """The notes of each track that has any, by its name, or "track 2" and so on. Raises DataError naming the file."""
+    return open_midi(path)[0]
+
+
+def open_midi(path: Path) -> tuple[dict[str, list[Note]], set[tuple[int, int]]]:
+    """The same notes, and the metres that the file says, as (beats, kind of beat)."""
+    mido, found = _mido(), {}
+    content = content_of(path, LARGEST)
     try:
         file = mido.MidiFile(file=io.BytesIO(content), clip=True, charset="utf-8")
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-    ) as error:  # what mido raises for broken files
+    # what mido raises for broken files
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is no MIDI file, or ends too soon: {error}") from None
     if file.ticks_per_beat <= 0:
         raise DataError(f"{path} is no MIDI file with ticks a quarter note")
@@ -84,7 +90,8 @@ def read_midi(path: Path) -> dict[str, list[Note]]:
         if notes := _notes(track, file.ticks_per_beat):
             name = track.name or f"track {len(found) + 1}"
             found[name if name not in found else f"{name} {len(found) + 1}"] = notes
-    return found
+    said = [one for track in file.tracks for one in track if one.type == "time_signature"]
+    return found, {(one.numerator, one.denominator) for one in said}
 
 
 def _notes(track: Any, ticks: int) -> list[Note]:

@@ -4,7 +4,7 @@
     XYZ     number of atoms, a line that is passed over, a line "element x y z" an atom; one after another
     QM9     csv inside a wheel, with columns of elements and positions as lists
 
-A block that is none is left out and counted.
+A block that is none, or has an element whose bonds are not known (`bonds.VALENCES`), is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.domains.bonds import Molecule, graph, rdkit
+from sfumato.domains.bonds import VALENCES, Molecule, graph, rdkit
 from sfumato.errors import DataError, choose
 
 LARGEST = 1 << 30  # bytes of a file
@@ -36,11 +36,12 @@ QM9 = {
 
 @dataclass
 class Found:
-    """Molecules with their properties (one list of numbers each), and how many records were none."""
+    """Molecules with their properties (one list of numbers each), how many records were none, and what is said."""
 
     molecules: list[Molecule] = field(default_factory=list)
     properties: list[list[float]] = field(default_factory=list)
     bad: int = 0
+    names: set[str] = field(default_factory=set)
 
 
 def open_molecules(path: Path, properties: Sequence[str]) -> Found:
@@ -51,20 +52,19 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
         raise DataError(f"{path} is of no known kind: a file of molecules ends in .sdf or .xyz")
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path} is larger than {LARGEST} bytes")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8") from None
     found = Found()
-    for one in _READERS[path.suffix](text):
+    # a byte that is no UTF-8 becomes half a character, which spoils its record alone
+    for one in _READERS[path.suffix](path.read_text(encoding="utf-8", errors="surrogateescape")):
         if one is None:
             found.bad += 1
-            continue
-        molecule, said = one
-        found.molecules.append(molecule)
-        found.properties.append([_number(said.get(name)) for name in properties])
+        else:
+            found.molecules.append(one[0])
+            found.properties.append([_number(one[1].get(name)) for name in properties])
+            found.names |= one[1].keys()
     if not found.molecules:
-        raise DataError(f"{path} holds no molecules ({found.bad} records are none)")
+        raise DataError(
+            f"{path} holds no molecules of {', '.join(VALENCES)}: {found.bad} records are none, or no text in UTF-8"
+        )
     return found
 
 
@@ -80,23 +80,17 @@ def _atoms(rows: Sequence[Sequence[Any]]) -> Molecule:
     positions = np.array([[float(v) for v in row[1:4]] for row in rows], np.float64).reshape(-1, 3)
     if not len(rows) or not np.isfinite(positions).all() or np.abs(positions).max() > 1e6:
         raise ValueError("no atoms, or atoms nowhere")
-    return tuple(_symbol(row[0]) for row in rows), positions
-
-
-def _symbol(said: str) -> str:
-    """An element by its symbol, in letters of any size. Raises RuntimeError for none."""
-    table = rdkit().GetPeriodicTable()
-    # "*", a place without an atom, has the number 0
-    return table.GetElementSymbol(table.GetAtomicNumber(said.capitalize()) or 999)
+    elements = tuple(row[0].capitalize() for row in rows)
+    if not VALENCES.keys() >= set(elements):
+        raise ValueError("an element whose bonds are not known")
+    return elements, positions
 
 
 def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
     read = rdkit().SDMolSupplier()
-    for block in text.replace("\r\n", "\n").split("$$$$\n"):
-        if not block.strip():
-            continue
-        read.SetData(block, sanitize=False, removeHs=False)
+    for block in filter(str.strip, text.replace("\r\n", "\n").split("$$$$\n")):
         try:
+            read.SetData(block, sanitize=False, removeHs=False)
             one = read[0]  # a block at a time: a supplier passes over a short one at a file's end
             where = one.GetConformer().GetPositions().tolist()
             rows = [(atom.GetSymbol(), *at) for atom, at in zip(one.GetAtoms(), where, strict=True)]
@@ -113,6 +107,7 @@ def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
             continue
         try:
             count = int(lines[k])
+            "".join(lines[k : k + 2 + count]).encode()  # raises UnicodeEncodeError, which is a ValueError
             rows = [line.split() for line in lines[k + 2 : k + 2 + count]]
             if len(rows) < count or any(len(row) < 4 for row in rows):
                 raise ValueError("a block that is cut off")

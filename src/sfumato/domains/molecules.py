@@ -9,7 +9,8 @@ for it. Left open, it is drawn from how often each number is among the data, p(n
 from p(n | a) ~ p(n) N(a; mean_n, std_n): large molecules have large polarizabilities.
 
 What is read are SDF and XYZ files and QM9. A record that is no molecule, has too many atoms or an element that the
-model does not know is left out and counted.
+model does not know is left out and counted. A property that a record lacks, or that is no finite number, is NaN: the
+network is not told it.
 """
 
 from __future__ import annotations
@@ -108,9 +109,14 @@ class Molecules(Domain):
             one, positions = found.molecules[k]
             stored["atoms"][row, : len(one)] = [number[e] for e in one]
             stored["positions"][row, : len(one)] = positions - positions.mean(0)
+        stored["properties"][~np.isfinite(stored["properties"])] = np.nan
         about["left_out"] = found.bad + len(found.molecules) - len(kept)
         domain = replace(self, elements=elements, atoms=most)
         if not self.counts:
+            for name, values in zip(self.properties, stored["properties"].T, strict=True):
+                if np.isnan(values).all():
+                    has = ", ".join(sorted(found.names - {name})) or "none"
+                    raise DataError(f"{place.path}: no record has the property {name!r}; it has: {has}")
             domain = replace(domain, **_figures(stored))
         (title,) = about["sources"]
         data = Examples(domain, stored, name=title, about=about)
@@ -128,9 +134,8 @@ class Molecules(Domain):
 
     def molecules(self, samples: Any) -> list[Molecule]:
         """(elements, positions in angstrom) of states: each atom is the element whose number is largest."""
-        x = samples.float().cpu().numpy()
         found = []
-        for one in x:
+        for one in samples.float().cpu().numpy():
             held = np.abs(one).max(1) > 0.1 * self.weight  # what is no atom is zero but for rounding
             elements = tuple(self.elements[k] for k in one[held, 3:].argmax(1))
             found.append((elements, one[held, :3].astype(np.float64) * self.scale))
@@ -167,8 +172,7 @@ class Molecules(Domain):
         atoms = 1 + (chance.cumsum(1) <= u[:, None]).sum(1).clamp(max=len(self.counts) - 1)
         if "atoms" in wanted:
             atoms = wanted["atoms"].long()
-            whole = bool((atoms == wanted["atoms"]).all())
-            if not whole or not 1 <= atoms.min() <= atoms.max() <= len(self.counts):
+            if (atoms != wanted["atoms"]).any() or not 1 <= atoms.min() <= atoms.max() <= len(self.counts):
                 raise DataError(f"atoms must be whole numbers from 1 to {len(self.counts)}")
         told = {"count": atoms}
         if any(name in wanted for name in self.properties):
@@ -200,8 +204,7 @@ class Molecules(Domain):
         """Write an SDF file a sample, with the bonds that its distances tell of. Raises DataError for NaN."""
         if not bool(torch.isfinite(samples).all()):
             raise DataError("a sample is not finite: it cannot be a molecule")
-        found = self.molecules(samples)
-        texts = [to_sdf(one, f"sample-{start + k}") for k, one in enumerate(found)]
+        texts = [to_sdf(one, f"sample-{start + k}") for k, one in enumerate(self.molecules(samples))]
         return self._files(texts, folder, labels, start)
 
     def picture(self, samples: Any, columns: int | None = None, rows: Sequence[str] | None = None) -> Image:
@@ -241,16 +244,15 @@ def _each(value: Any, name: str, count: int) -> Tensor:
 
 
 def _figures(stored: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
-    """counts, mean, std, means and stds of data, deviations a little widened; without molecules of a size, of all."""
+    """counts, mean, std, means and stds of data, deviations a little widened; of a size without values those of all."""
     number, values = (stored["atoms"] > 0).sum(1), stored["properties"].astype(np.float64)
     sizes = np.arange(1, stored["atoms"].shape[1] + 1)
     mean, std = np.nanmean(values, 0), np.maximum(np.nanstd(values, 0), 1e-6)
     means, stds = np.tile(mean, (len(sizes), 1)), np.tile(std, (len(sizes), 1))
     for k, size in enumerate(sizes):
-        part = values[number == size]
-        if len(part):
-            means[k] = np.nanmean(part, 0)
-            stds[k] = np.nanstd(part, 0) + 0.02 * std
+        for j, column in enumerate(values[number == size].T):
+            if len(part := column[np.isfinite(column)]):
+                means[k, j], stds[k, j] = part.mean(), part.std() + 0.02 * std[j]
     return {
         "counts": tuple(int((number == size).sum()) for size in sizes),
         "mean": tuple(mean.tolist()), "std": tuple(std.tolist()),

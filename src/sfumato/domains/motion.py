@@ -9,7 +9,7 @@ a frame after the one before. A window begins at x = z = 0: where on the floor a
 A model sees (value - mean) / std of each number. It knows nothing of unit length: quaternions are divided by theirs on
 the way out. All windows of a clip are held out together, since neighbours are nearly the same.
 
-A clip that is shorter than a window is left out and counted, as is a file that is no such clip.
+A clip that is shorter than a window is left out and counted, as is a file that is no such clip, or of over an hour.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ _STARTS = np.cumsum([3, *(size for _, size, _ in JOINTS.values())])
 QUATERNIONS = tuple(
     int(start) for start, (_, size, _) in zip(_STARTS, JOINTS.values(), strict=False) if size == 4
 )
+LONGEST = 3600.0  # seconds of a clip
+_LARGEST = 1e6  # of its numbers, in metres and radians
 _LEAST = 0.05  # of a deviation, in radians or metres: what hardly moves is not blown up
 _WAYS = {
     "walk": "ground", "run": "ground", "crawl": "ground",
@@ -218,12 +220,14 @@ def read_clip(name: str, text: str) -> np.ndarray:
     """Frames float64 (n, 44) of a clip's text. Raises DataError for what is none."""
     try:
         found = np.array(json.loads(text)["Frames"], np.float64)
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as problem:
         raise DataError(f"{name} is no clip, which is JSON with frames: {problem!r}") from None
-    if found.ndim != 2 or found.shape[1] != NUMBERS + 1 or not np.isfinite(found).all():
-        raise DataError(f"{name} has frames of shape {found.shape}: a frame is {NUMBERS + 1} finite numbers")
-    if (found[:-1, 0] <= 0).any():
-        raise DataError(f"{name} has a frame that lasts no time")
+    if found.ndim != 2 or found.shape[1] != NUMBERS + 1 or not (np.abs(found) < _LARGEST).all():
+        raise DataError(
+            f"{name} has frames of shape {found.shape}: a frame is {NUMBERS + 1} finite numbers below {_LARGEST:.0e}"
+        )
+    if (found[:-1, 0] <= 0).any() or found[:-1, 0].sum() > LONGEST:
+        raise DataError(f"{name} has a frame that lasts no time, or lasts more than {LONGEST:.0f} seconds")
     return found
 
 

@@ -10,7 +10,8 @@ less than pieces do, transposed ones hardly, and chorales set one melody again a
 is all that begins with the same intervals of the soprano. Each window comes in every transposition that leaves each
 voice within the range that it has in the data: the melody's key says nothing of what follows.
 
-Pieces are MusicXML or MIDI, samples are MIDI; a MIDI file with fewer voices is a piece with gaps.
+Pieces are MusicXML or MIDI, samples are MIDI; a MIDI file with fewer voices is a piece with gaps. Left out and counted
+are pieces that cannot be read, of another metre, without the first voice, out of range, or shorter than a window.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
-from sfumato.domains.midi import Note, midi_bytes, read_midi
+from sfumato.domains.midi import LONGEST, Note, content_of, midi_bytes, open_midi
 from sfumato.domains.musicxml import LARGEST, read_score
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, choose
@@ -93,7 +94,12 @@ class Music(Domain):
         for piece in pieces:
             try:
                 voices, pickup = piece()
-                rolls.append(self.roll(voices)[round(pickup * self.beat) :])
+                roll = self.roll(voices)[round(pickup * self.beat) :]
+                if self.voices[0] not in voices:
+                    raise DataError(f"a piece has no {self.voices[0]}, by which melodies are told apart")
+                if len(roll) < self.steps:
+                    raise DataError(f"a piece is shorter than {self.steps} steps")
+                rolls.append(roll)
                 melodies.append(_melody(voices[self.voices[0]]))
             except DataError as error:
                 why.append(str(error))
@@ -108,8 +114,6 @@ class Music(Domain):
                 found = list(self._keys(_begun(roll, start, self.steps), low, top))
                 stored += found
                 groups += [melody] * len(found)
-        if not stored:
-            raise DataError(f"every piece is shorter than {self.steps} steps")
         about = {**about, "left_out": len(why), "pieces": len(rolls), "melodies": len(set(groups))}
         (title,) = about["sources"]
         data = Examples(
@@ -147,10 +151,10 @@ class Music(Domain):
 
     def _file(self, path: Path) -> tuple[Voices, float]:
         if path.suffix not in (".mid", ".midi"):
-            if path.stat().st_size > LARGEST:
-                raise DataError(f"{path} is larger than {LARGEST} bytes")
-            return self._score(path.read_bytes(), str(path))
-        tracks = read_midi(path)
+            return self._score(content_of(path, LARGEST), str(path))
+        tracks, metres = open_midi(path)
+        if metres - {(4, 4)}:
+            raise DataError(f"{path} is not in 4/4 throughout")
         voices = {name: tracks[name] for name in self.voices if name in tracks}
         if not voices:  # of other names: taken in their order, from high to low
             if len(tracks) > len(self.voices):
@@ -163,8 +167,8 @@ class Music(Domain):
         ends = [note.start + note.length for notes in voices.values() for note in notes]
         if not ends:
             raise DataError("there are no notes")
-        if max(ends) > 1e5:
-            raise DataError("a piece of more than 100,000 quarter notes is none")
+        if max(ends) > LONGEST or min(note.start for notes in voices.values() for note in notes) < -1e-6:
+            raise DataError(f"a piece is from 0 to {LONGEST} quarter notes long, and this one goes beyond")
         found = np.zeros((round(np.ceil(max(ends) * self.beat - 1e-6)), len(self.voices)), np.uint8)
         for k, name in enumerate(self.voices):
             for start, length, pitch in voices.get(name, ()):

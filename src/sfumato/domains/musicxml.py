@@ -8,16 +8,23 @@ is taken: parts are sung by one. Grace notes take no time and are left out.
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from sfumato.domains.midi import Note
+from sfumato.domains.midi import LONGEST, Note
 from sfumato.errors import DataError
 
 LARGEST = 1 << 24  # bytes of a score
+# what the standard library's readers raise; RuntimeError: a zip that is encrypted, or packed in no way that is known
+_BROKEN = (
+    ElementTree.ParseError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+    LookupError, ValueError, ArithmeticError,
+)  # fmt: skip
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
@@ -40,7 +47,9 @@ def read_score(content: bytes, names: Sequence[str], where: str) -> Score:
             raise DataError(f"{where} has no part {missing[0]!r}: it has {', '.join(held) or 'none'}")
         metres = {(t.findtext("beats", ""), t.findtext("beat-type", "")) for t in root.iter("time")}
         read = {name: _part(held[name]) for name in names}
-    except (ElementTree.ParseError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except DataError:
+        raise
+    except _BROKEN as error:
         raise DataError(f"{where} is no MusicXML that can be read: {error}") from None
     pickup = read[names[0]][1]
     return Score({name: notes for name, (notes, _) in read.items()}, tuple(sorted(metres)), pickup)
@@ -73,6 +82,8 @@ def _part(part: Element) -> tuple[list[Note], float]:
             if item.tag == "attributes":
                 unit = float(item.findtext("divisions", str(unit)))
             length = float(item.findtext("duration", "0")) / unit
+            if not 0 <= length <= LONGEST:
+                raise ValueError(f"a duration is {length} quarter notes")
             if item.tag == "backup":
                 now -= length
             elif item.tag == "forward":

@@ -205,13 +205,17 @@ class Sounds(Domain):
             return {}
         count, shape = len(noise.indices), (self.mels, self.length // self.hop)
         if "spectrum" in given:
-            told = torch.as_tensor(given["spectrum"]).float()
+            try:
+                told = torch.as_tensor(given["spectrum"]).float()
+            except (TypeError, ValueError, RuntimeError):
+                raise DataError(f"a spectrum is numbers {shape}, not {given['spectrum']!r:.60}") from None
             told = told.expand(count, *shape) if told.shape == shape else told
             if told.shape != (count, *shape) or not told.isfinite().all():
                 raise DataError(f"a spectrum must be {shape} or {(count, *shape)}, not {tuple(told.shape)}")
             return {"spectrum": told}
         try:
-            kept = np.frombuffer(base64.b85decode(self.shown), np.int8).reshape(-1, *shape)
+            # of a domain that was given another length they do not fit
+            kept = np.frombuffer(base64.b85decode(self.shown), np.int8).reshape(_SHOWN, *shape)
         except ValueError:
             raise DataError(
                 f'a vocoder of {self.length} samples needs a condition={{"spectrum": ...}}'

@@ -76,12 +76,15 @@ class Speech(Sounds):
 
         place = as_source(source)
         found = self.clips(place)
-        said = [letters(text) for text in _texts(place, found.names, found.sounds, self.rate)]
+        texts = _texts(place, found.names, found.sounds, self.rate)
+        said = [letters(text or "") for text in texts]
         whole = [np.pad(s, (0, -len(s) % self.hop + self.window)) for s in found.sounds]
         mels = [self.mel(s[None, : len(s) // self.hop * self.hop])[0].T.numpy() for s in whole]
         kept = [k for k, text in enumerate(said) if 2 < len(text) <= len(mels[k])]
+        unsaid = [name for name, text in zip(found.names, texts, strict=True) if text is None]
         if not kept:
-            raise DataError(f"no sound of {place.name or place.path} has words that fit it")
+            why = f": metadata.csv says nothing of {', '.join(unsaid[:5])}" if unsaid else ""
+            raise DataError(f"no sound of {place.name or place.path} has words that fit it{why}")
         paths = align([mels[k] for k in kept], [said[k] for k in kept], len(ALPHABET))
         spoken = np.concatenate([said[k][path] for k, path in zip(kept, paths, strict=True)])
         number = np.bincount(np.concatenate([said[k] for k in kept]), minlength=len(ALPHABET))
@@ -103,14 +106,13 @@ class Speech(Sounds):
         stored = {name: np.stack(parts) for name, parts in pieces.items()}
         stored["sound"] = (stored["sound"] * 32768).round().clip(-32768, 32767).astype(np.int16)
         if not domain.shown:
-            some = [said[k] for k in kept if len(said[k]) > 2 and sum(times[said[k]]) < frames] or [
-                said[kept[0]]
-            ]
-            texts = ["".join(ALPHABET[n] for n in text).strip() for text in some]
-            domain = replace(domain, shown="\n".join(texts[k * len(texts) // _SHOWN] for k in range(_SHOWN)))
+            some = [said[k] for k in kept if sum(times[said[k]]) < frames] or [said[kept[0]]]
+            shown = ["".join(ALPHABET[n] for n in text).strip() for text in some]
+            domain = replace(domain, shown="\n".join(shown[k * len(shown) // _SHOWN] for k in range(_SHOWN)))
         without = len(said) - len(kept)
         about = {**found.about, "left_out": sum(found.left_out.values()) + without}
-        about["left_out_because"] = {**found.left_out, "hold no words": without}
+        why = {"hold no words": without - len(unsaid), "are not in metadata.csv": len(unsaid)}
+        about["left_out_because"] = {**found.left_out, **why}
         domain = replace(domain, classes=(), scale=())
         return Examples(domain, stored, groups=tuple(files), name=about["sources"][0], about=about)
 
@@ -146,9 +148,9 @@ class Speech(Sounds):
         """What is told of the texts asked for, one for all or one each; left open, those kept of the data in turn."""
         count, kept = len(noise.indices), self.shown.split("\n")
         texts = given.get("text", [kept[k % len(kept)] for k in noise.indices])
-        texts = [texts] * count if isinstance(texts, str) else list(texts)
+        texts = list(texts) if np.iterable(texts) and not isinstance(texts, str) else [texts] * count
         if len(texts) != count or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{count} samples need one text, or one each, not {len(texts)}")
+            raise DataError(f"{count} samples need one text, or one each, not {texts!r:.60}")
         frames, parts = self.length // self.hop, []
         for text in texts:
             path, said = self._path(text)
@@ -187,8 +189,10 @@ def letters(text: str) -> np.ndarray:
     return np.array([ALPHABET.index(letter) for letter in f" {' '.join(words(text))} "], dtype=np.int64)
 
 
-def _texts(place: Source, names: Sequence[str], sounds: Sequence[np.ndarray], rate: int) -> list[str]:
-    """What is said in each sound: by `metadata.csv`, else as it is heard. Raises DataError for what that leaves out."""
+def _texts(
+    place: Source, names: Sequence[str], sounds: Sequence[np.ndarray], rate: int
+) -> Sequence[str | None]:
+    """What is said in each sound: by `metadata.csv`, None if that leaves it out; else as it is heard."""
     table = None if place.path is None else Path(str(place.path)).expanduser() / "metadata.csv"
     if table is None or not table.is_file():
         return all_heard(sounds, rate)
@@ -198,7 +202,4 @@ def _texts(place: Source, names: Sequence[str], sounds: Sequence[np.ndarray], ra
     except (UnicodeDecodeError, csv.Error):
         raise DataError(f"{table} is no text in UTF-8 with a line 'name|text' a file") from None
     found = {row[0]: row[-1] for row in rows}
-    said = [found.get(name, found.get(Path(name).stem)) for name in names]
-    if None in said:
-        raise DataError(f"{table} says nothing of {names[said.index(None)]}")
-    return [str(text) for text in said]
+    return [found.get(name, found.get(Path(name).stem)) for name in names]

@@ -6,8 +6,8 @@ A clip runs for T milliseconds, frame i of its file for d_i of them. What is kep
 
 and at each the frame that is then shown: files may hold any number of frames, of any durations, and store a frame that
 stays for long only once. A clip that has no `frames` frames to show (T over the shortest of its frames is less) is left
-out and counted; stills are the shortest clips there are. How fast clips run is taken from the data, as the median of
-frames a second, and what is made is written to run as fast.
+out and counted; stills are the shortest clips there are. So is a damaged file, which the data card names. How fast
+clips run is taken from the data, as the median of frames a second, and what is made is written to run as fast.
 
 A model sees x = u / 127.5 - 1, float32 (channels, frames, height, width). Frames are made to fit as pictures are, once,
 and kept in the cache. A sample is an animated WebP without loss, which repeats for ever.
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from sfumato.domains import grids
 from sfumato.domains.cache import install
-from sfumato.domains.decode import corrupt_message
 from sfumato.domains.examples import Domain, Examples
 from sfumato.domains.images import Images, as_source, file_names
 from sfumato.domains.pictures import MAX_PIXELS, Fit, bombs_are_ours
@@ -81,17 +80,19 @@ class Video(Domain):
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def read(self, source: Source | str | Path) -> Examples:
-        """The clips of a named source or a folder. Raises DataError for damaged files, and where no clip is left."""
+        """The clips of a named source or a folder. Raises DataError where no clip is left."""
         place = as_source(source)
         found = open_source(place, self.classes)
-        clips, rows, kept = self._decoded(found, place.skip_corrupt)
+        clips, rows, kept = self._decoded(found)
+        damaged = [f"{title}: {reason}" for title, reason in kept["corrupt"]]
         if not len(rows):
             raise DataError(
                 f"{found.where} holds no clip of {self.frames} frames: its {found.count} files are stills or shorter"
+                + (f", or damaged ({len(damaged)}), as {damaged[0]}" if damaged else "")
             )
         about: dict[str, Any] = {**found.about, "left_out": found.count - len(rows)}
-        if kept["corrupt"]:
-            about["skipped_corrupt"] = [f"{title}: {reason}" for title, reason in kept["corrupt"]]
+        if damaged:
+            about["skipped_corrupt"] = damaged
         domain = replace(self, classes=found.classes or self.classes, rate=self.rate or kept["rate"])
         captions, groups = (
             tuple(texts[i] for i in rows) if texts else () for texts in (found.captions, found.groups)
@@ -101,11 +102,11 @@ class Video(Domain):
             domain, clips, labels, groups, name=about["sources"][0], about=about, captions=captions
         )
 
-    def _decoded(self, found: Found, skip_corrupt: bool) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    def _decoded(self, found: Found) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """(clips uint8 (n, frames, height, width, 3), which of the files they are, more about them), from the cache."""
-        how = json.dumps([_VERSION, self.frames, asdict(self._fit), skip_corrupt])
+        how = json.dumps([_VERSION, self.frames, asdict(self._fit)])
         key = hashlib.sha256(f"{found.key}\n{how}".encode()).hexdigest()[:32]
-        folder = install(f"clips-{key}", lambda empty: self._build(found, skip_corrupt, empty))
+        folder = install(f"clips-{key}", lambda empty: self._build(found, empty))
         try:
             clips = np.load(folder / "clips.npy", mmap_mode="r", allow_pickle=False)
             rows = np.load(folder / "rows.npy", allow_pickle=False)
@@ -123,7 +124,7 @@ class Video(Domain):
     def _fit(self) -> Fit:
         return Fit(self.size, 3, "center", background=self.background)
 
-    def _build(self, found: Found, skip_corrupt: bool, folder: Path) -> None:
+    def _build(self, found: Found, folder: Path) -> None:
         clips, rows, rates, corrupt = [], [], [], []
         with bombs_are_ours():
             for i in range(found.count):
@@ -136,8 +137,6 @@ class Video(Domain):
                     clips.append(clip[0])
                     rates.append(clip[1])
                     rows.append(i)
-        if corrupt and not (skip_corrupt and rows):
-            raise DataError(corrupt_message(found.where, corrupt, found.count))
         np.save(folder / "clips.npy", np.array(clips, np.uint8).reshape(-1, self.frames, *self.size, 3))
         np.save(folder / "rows.npy", np.array(rows, np.int64))
         rate = round(float(np.median(rates)), 3) if rates else 0.0

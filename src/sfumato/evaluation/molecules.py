@@ -1,6 +1,6 @@
 """How good sampled molecules are, by the standards of those who make them.
 
-    atom stability       share of atoms whose bonds add up to their valence, bonds told by distances (`domains.bonds`)
+    atom stability       share of atoms whose bonds add up to a valence, bonds told by distances (`domains.bonds`)
     molecule stability   share of molecules all of whose atoms are
     validity             share that RDKit reads with these bonds; it may be in several parts
     connected            share that it reads and that are in one part
@@ -33,7 +33,9 @@ from sfumato.errors import DataError, MissingExtra, choose
 from sfumato.evaluation.measure import Measure, interval
 from sfumato.evaluation.sequences import share
 
-CHARGES = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+CHARGES = {
+    "H": 1, "C": 6, "N": 7, "O": 8, "F": 9, "Si": 14, "P": 15, "S": 16, "Cl": 17, "Br": 35, "I": 53,
+}  # fmt: skip
 _PAIRS = list(combinations_with_replacement(VALENCES, 2))
 _LENGTH = 29  # eigenvalues that a judge sees, the largest
 _MOST = 20_000  # molecules that a judge learns from
@@ -72,7 +74,7 @@ def molecule_measures(domain: Any, molecules: Sequence[Molecule], train: Any, he
 
     value = stable(np.arange(n))
     low, high = interval(value, [stable(draw.integers(0, n, n)) for _ in range(200)], (0.0, 1.0))
-    note = "bonds add up to the valence"
+    note = "bonds add up to a valence"
     floor = float(right_real.sum() / atoms_real.sum())
     found = [Measure("atom stability", value, low, high, n, "higher", floor, note)]
     for name, part, part_real, total, note in (
