@@ -4,7 +4,10 @@
     CCO label          .smi or .txt: a sequence a line, a label behind it where there is one
     sequence,label     .csv: columns by these names (or `smiles`, `peptide`); others are passed over
 
-What a line says is not judged here but by the domain that reads it.
+What a line says is not judged here but by the domain that reads it. A record that cannot be read is left out and
+counted: a row of another number of cells than the first line has, one with a byte that is not UTF-8, one with a cell
+of more letters than the csv module takes (131,072). A quote that is never closed takes all lines to the end with it,
+and each of them is counted.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,16 +32,24 @@ from sfumato.errors import DataError, choose
 COLUMNS = ("sequence", "smiles", "peptide")
 SUFFIXES = (".fasta", ".fa", ".smi", ".txt", ".csv")
 LARGEST = 1 << 30  # bytes of text
+FEW_CLASSES = 20
+"""Labels of more kinds than this, and than half of the records, are names and no classes: they are not read."""
+_NO_TEXT = "no text in UTF-8"
+_SPOILED = re.compile("[\0\udc80-\udcff]")
 
 
 @dataclass(frozen=True)
 class Records:
-    """Texts with their labels. labels: int64 (n,) or None; classes: their names. about: for the data card."""
+    """Texts with their labels. labels: int64 (n,) or None; classes: their names. about: for the data card.
+
+    left_out: how many records could not be read.
+    """
 
     texts: tuple[str, ...]
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
 
 def open_records(source: Source) -> Records:
@@ -68,53 +82,145 @@ def _open_file(path: Path) -> Records:
         )
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path} is of no known kind: a file of text data ends in {', '.join(SUFFIXES)}")
+    reader = {".csv": _table, ".fasta": _fasta, ".fa": _fasta}.get(path.suffix, _lines)
+    pairs, problems = reader(read_text(path), str(path))
+    if problems and not pairs:
+        raise DataError(f"{path} holds no records that can be read: {problems[0]}")
+    return replace(labelled(pairs, {"sources": [path.name]}), left_out=len(problems))
+
+
+def read_text(path: Path) -> str:
+    """A file's text, in which a byte that is not UTF-8 is a letter that `spoiled` finds.
+
+    Raises DataError for a file of more than LARGEST bytes.
+    """
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path} is larger than {LARGEST} bytes")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8") from None
-    reader = {".csv": _table, ".fasta": _fasta, ".fa": _fasta}.get(path.suffix, _lines)
-    pairs = reader(text, str(path))
-    return labelled(pairs, {"sources": [path.name]})
+    return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
-def labelled(pairs: list[tuple[str, str | None]], about: dict[str, Any]) -> Records:
-    """Records of (text, name of its label or None), the names in order; some with and some without have none."""
+def spoiled(text: str) -> bool:
+    """Whether a text of `read_text` holds what is no text: a byte that is not UTF-8, or one of zeros."""
+    return not (text.isascii() and "\0" not in text) and _SPOILED.search(text) is not None
+
+
+Labelled = list[tuple[str, str | None]]
+
+
+def labelled(pairs: Labelled, about: dict[str, Any]) -> Records:
+    """Records of (text, name of its label or None), the names in order.
+
+    Where some have none, all have none; and where nearly each has its own (`FEW_CLASSES`), which the card says.
+    """
     names = sorted({label for _, label in pairs if label is not None})
     texts = tuple(text for text, _ in pairs)
     if not names or any(label is None for _, label in pairs):
         return Records(texts, about=about)
-    numbers = np.array([names.index(label) for _, label in pairs if label is not None], dtype=np.int64)
+    if len(names) > max(FEW_CLASSES, len(pairs) / 2):
+        return Records(texts, about=about | {"labels_left_out": f"{len(names)} in {len(pairs)} records"})
+    of = {name: k for k, name in enumerate(names)}
+    numbers = np.array([of[label] for _, label in pairs if label is not None], dtype=np.int64)
     return Records(texts, numbers, tuple(names), about)
 
 
-def _fasta(text: str, where: str) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    for block in ("\n" + text).split("\n>")[1:]:
+def _fasta(text: str, where: str) -> tuple[Labelled, list[str]]:
+    found, problems = [], []
+    for number, block in enumerate(("\n" + text).split("\n>")[1:], 1):
+        if spoiled(block):
+            problems.append(f"record {number} is {_NO_TEXT}")
+            continue
         header, _, body = block.partition("\n")
         words = header.split()
         found.append(("".join(body.split()), words[1] if len(words) > 1 else None))
-    if not found:
+    if not found and not problems:
         raise DataError(f"{where} holds no FASTA record: one begins with a line '>name'")
-    return found
+    return found, problems
 
 
-def _lines(text: str, where: str) -> list[tuple[str, str | None]]:
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    return [(row[0], row[1] if len(row) > 1 else None) for row in rows]
+def _lines(text: str, where: str) -> tuple[Labelled, list[str]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    problems = [f"record {k} is {_NO_TEXT}" for k, line in enumerate(lines, 1) if spoiled(line)]
+    rows = [line.split() for line in lines if not spoiled(line)]
+    return [(row[0], row[1] if len(row) > 1 else None) for row in rows], problems
 
 
-def _table(text: str, where: str) -> list[tuple[str, str | None]]:
-    rows = csv.DictReader(io.StringIO(text))
-    names = {name.strip().lower(): name for name in rows.fieldnames or ()}
-    column = next((names[name] for name in COLUMNS if name in names), None)
+def _table(text: str, where: str) -> tuple[Labelled, list[str]]:
+    sheet = read_csv(text, where)
+    names = [name.lower() for name in sheet.names]
+    column = next((name for name in COLUMNS if name in names), None)
     if column is None:
         raise DataError(
             f"{where} has no column {' or '.join(map(repr, COLUMNS))}: it has {', '.join(names) or 'none'}"
         )
-    label = names.get("label")
-    return [(row[column].strip(), row[label].strip() if label else None) for row in rows if row[column]]
+    once([name for name in names if name in (column, "label")])
+    at, label = names.index(column), names.index("label") if "label" in names else None
+    problems = [f"line {bad.line}: {bad.problem}" for bad in sheet.bad for _ in range(bad.lines)]
+    problems += [f"line {n} has an empty {column}" for n, row in sheet.rows if not row[at]]
+    return [(row[at], None if label is None else row[label]) for _, row in sheet.rows if row[at]], problems
+
+
+class BadRow(NamedTuple):
+    """What is no row of a CSV: its first line, of how many, the cells that were found in it, and what is wrong."""
+
+    line: int
+    lines: int
+    cells: list[str]
+    problem: str
+
+
+class Sheet(NamedTuple):
+    """A CSV: the names in its first line, its rows (first line, as many cells), and what is no row."""
+
+    names: list[str]
+    rows: list[tuple[int, list[str]]]
+    bad: list[BadRow]
+
+
+def read_csv(text: str, where: str, ragged: str = "{} cells for {} columns") -> Sheet:
+    """The rows of a CSV, without blanks around its cells, empty cells behind its columns, and blank lines.
+
+    ragged: what is said of a row of another length. Raises DataError for a first line that names no columns.
+    """
+    lines = csv.reader(chain(io.StringIO(text), ["\n"]))
+    last = text.count("\n") + 1 + (not text.endswith("\n"))  # the line added: a row of it is an open quote
+    try:
+        names = [name.strip() for name in next(lines, [])]
+    except csv.Error as error:
+        raise DataError(f"{where}, line 1: {error}") from None
+    if not any(names):
+        raise DataError(f"{where} is an empty table: the first line names the columns")
+    if any(map(spoiled, names)):
+        raise DataError(f"{where} is {_NO_TEXT}")
+    sheet, suspect = Sheet(names, [], []), spoiled(text)
+    while True:
+        first, row, problem = lines.line_num + 1, [], ""
+        try:
+            row = next(lines)
+        except StopIteration:
+            return sheet
+        except csv.Error as error:  # the reader goes on with the next line
+            problem = str(error)
+        if row and row[-1].endswith("\n") and lines.line_num == last:
+            problem = "a quote is not closed"
+        row = [cell.strip() for cell in row]
+        while len(row) > len(names) and not row[-1]:
+            row.pop()
+        if not problem and len(row) != len(names):
+            if not any(row):
+                continue
+            problem = ragged.format(len(row), len(names))
+        if not problem and suspect and any(map(spoiled, row)):
+            problem = _NO_TEXT
+        if problem:
+            sheet.bad.append(BadRow(first, lines.line_num + 1 - first, row, problem))
+        else:
+            sheet.rows.append((first, row))
+
+
+def once(names: Sequence[str]) -> None:
+    """Raises DataError for a column that is named twice."""
+    if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+        raise DataError(f"the column {twice!r} comes twice")
 
 
 def member(folder: Path, wheel: str, name: str) -> str:
@@ -140,9 +246,9 @@ def numbered(names: Sequence[Any], classes: Sequence[str] = ()) -> tuple[tuple[s
     Raises DataError for a name that is none of the classes.
     """
     classes = tuple(classes) or tuple(sorted(set(names)))
-    known = {
-        name: classes.index(choose(name, classes, "class of the model", DataError)) for name in set(names)
-    }
+    known = {name: k for k, name in enumerate(classes)}
+    for name in set(names) - set(known):
+        choose(name, classes, "class of the model", DataError)
     return classes, np.array([known[name] for name in names], dtype=np.int64)
 
 

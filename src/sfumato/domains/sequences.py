@@ -12,8 +12,9 @@ A text with gaps, which a model is to fill, has "?" for a symbol that is not kno
 the alphabet has no such symbol), and ends in "..." where it goes on as the model will. A gap before the end may come
 out as the end: a model decides where its sequences stop. With pieces a gap is one piece, of one symbol or more.
 
-A record that is too long, empty, or holds a symbol that the alphabet does not have is left out and counted; the data
-card says how many were. If none is left, that is an error.
+A record that is too long, empty, cannot be read, or holds a symbol that the alphabet does not have is left out and
+counted, and so is a SMILES in a file of one's own that RDKit cannot read, where it is installed (extra "molecules").
+The data card says how many were. If none is left, that is an error.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.domains.bonds import rdkit
 from sfumato.domains.examples import Domain, Examples
 from sfumato.domains.pieces import Pieces, learn
-from sfumato.domains.records import SUFFIXES, open_records
+from sfumato.domains.records import SUFFIXES, Records, numbered, open_records
 from sfumato.domains.source import Source
-from sfumato.errors import DataError, choose
+from sfumato.errors import DataError, MissingExtra, choose
 
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.")
 _FASTA = ("peptide", "dna")
@@ -122,10 +124,15 @@ class Sequences(Domain):
         place = as_source(source)
         found = open_records(place)
         cut = [self.cut(text.upper() if self.dialect in _FASTA else text) for text in found.texts]
-        counted = Counter(symbol for symbols in cut for symbol in symbols)
+        read = range(len(cut))
+        if self.dialect == "smiles" and place.name is None:
+            read = _molecules(found.texts)
+            if not read:
+                raise DataError(f"no record of {place.path} is a molecule that RDKit can read")
+        counted = Counter(symbol for k in read for symbol in cut[k])
         alphabet = self.alphabet or tuple(sorted(counted))
         known = frozenset(alphabet)
-        kept = [k for k, symbols in enumerate(cut) if symbols and known.issuperset(symbols)]
+        kept = [k for k in read if cut[k] and known.issuperset(cut[k])]
         texts = [cut[k] for k in kept]
         joins = self.joins or (learn(texts, alphabet, self.pieces) if self.pieces and texts else ())
         domain = replace(self, alphabet=alphabet, joins=joins)
@@ -145,10 +152,9 @@ class Sequences(Domain):
         classes = self.classes or found.classes
         labels = None if found.labels is None else found.labels[kept]
         if labels is not None and classes != found.classes:
-            names = [choose(name, classes, "class of the model", DataError) for name in found.classes]
-            labels = np.array([classes.index(name) for name in names], dtype=np.int64)[labels]
+            labels = numbered(found.classes, classes)[1][labels]
         (title,) = found.about["sources"]
-        about = found.about | {"left_out": len(cut) - len(kept)}
+        about = found.about | {"left_out": found.left_out + len(cut) - len(kept)}
         domain = replace(domain, length=length, classes=() if labels is None else classes)
         return Examples(domain, stored, labels, name=title, about=about)
 
@@ -169,8 +175,10 @@ class Sequences(Domain):
         """States (n, length) with -1 in the gaps, of a text such as "CC?c1ccccc1" or a file of them."""
         path = Path(given)
         is_file = path.suffix in SUFFIXES and path.is_file()
-        texts = open_records(Source(path=path, labels="none")).texts if is_file else (given,)
-        return torch.stack([self._gapped(text) for text in texts])
+        found = open_records(Source(path=path, labels="none")) if is_file else Records((given,))
+        if found.left_out:
+            raise DataError(f"{given}: {found.left_out} records cannot be read")
+        return torch.stack([self._gapped(text) for text in found.texts])
 
     def _gapped(self, text: str) -> Tensor:
         (length,) = self.shape
@@ -207,3 +215,12 @@ class Sequences(Domain):
                 named = [f" {self.classes[int(k)]}" if int(k) < len(self.classes) else "" for k in labels]
             texts = [f">sample-{start + k}{named[k]}\n{text}" for k, text in enumerate(texts)]
         return self._files(texts, folder, labels, start)
+
+
+def _molecules(texts: Sequence[str]) -> Sequence[int]:
+    """Which SMILES RDKit can read; all of them where it is not installed."""
+    try:
+        read = rdkit().MolFromSmiles
+    except MissingExtra:
+        return range(len(texts))
+    return [k for k, text in enumerate(texts) if read(text) is not None]

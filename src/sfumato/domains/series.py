@@ -6,8 +6,8 @@ a sample ends before the first time at which that channel is below 0, so how lon
 
 A series ends with the last time at which any channel has a value. One that is missing before is put on the straight
 line between its neighbours in time, or is the nearest where it has one, and the data card counts them as `filled`.
-A series with a channel of which more than half is missing, or with fewer than two times, is left out and counted, as is
-one longer than a `length` that was asked for.
+A series with a channel of which more than half is missing, or with fewer than two times, is left out and counted, as
+are one longer than a `length` that was asked for, and one that cannot be read (`series_files`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class Series(Drawn):
         classes, labels = (), None
         if found.labels is not None:
             classes, labels = numbered([found.labels[k] for k, _, _ in kept], self.classes)
-        about = found.about | {"left_out": len(whole) - len(kept), "filled": sum(gaps for _, _, gaps in kept)}
+        about = found.about | {"filled": sum(gaps for _, _, gaps in kept)}
+        about["left_out"] = found.left_out + len(whole) - len(kept)
         domain = replace(
             self,
             channels=self.channels or found.channels,

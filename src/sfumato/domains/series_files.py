@@ -10,13 +10,13 @@
     1.5,1.7,2.0:-0.2,?,0.1:walk
 
 A `label` is left out where there are none. A missing value is an empty cell, "?" or "nan". What a series must be is
-judged by the domain that reads it.
+judged by the domain that reads it. A series that cannot be read is left out and counted: one with a cell that is no
+number, a row of another length, two labels, or another number of channels than most have.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.domains.records import LARGEST, member
+from sfumato.domains.records import member, read_csv, read_text, spoiled
 from sfumato.domains.source import Source
 from sfumato.errors import DataError
 
@@ -35,12 +35,16 @@ _MISSING = ("", "?", "nan")
 
 @dataclass(frozen=True)
 class SeriesTable:
-    """Series float32 (steps, channels) with NaN where a value is missing, their labels or None, and the channels."""
+    """Series float32 (steps, channels) with NaN where a value is missing, their labels or None, and the channels.
+
+    left_out: how many series could not be read.
+    """
 
     series: tuple[np.ndarray, ...]
     labels: tuple[str, ...] | None
     channels: tuple[str, ...]
     about: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
 
 def open_series(place: Source) -> SeriesTable:
@@ -58,13 +62,7 @@ def open_series(place: Source) -> SeriesTable:
             raise DataError(
                 f"{path} does not exist, or is no file of series: one ends in {' or '.join(SUFFIXES)}"
             )
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"{path} is larger than {LARGEST} bytes")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"{path} is no text in UTF-8") from None
-        found = (_ts if path.suffix == ".ts" else _csv)(text, str(path))
+        found = (_ts if path.suffix == ".ts" else _csv)(read_text(path), str(path))
         about = {"sources": [path.name]}
     if place.licence:
         about["licence"] = place.licence
@@ -84,16 +82,15 @@ def archive(name: str, folder: Path, split: str) -> SeriesTable:
         for part in (("train", "test") if split == "all" else (split,))
     ]
     labels = None if any(part.labels is None for part in parts) else sum((p.labels for p in parts), ())  # type: ignore[misc]
-    return SeriesTable(sum((part.series for part in parts), ()), labels, parts[0].channels)
+    left_out = sum(part.left_out for part in parts)
+    return SeriesTable(sum((part.series for part in parts), ()), labels, parts[0].channels, left_out=left_out)
 
 
-def _numbers(cells: Sequence[str], where: str) -> np.ndarray:
-    try:
-        return np.array(
-            [np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells], np.float32
-        )
-    except ValueError as problem:
-        raise DataError(f"{where}: {problem}") from None
+def _numbers(cells: Sequence[str]) -> np.ndarray:
+    """Numbers, NaN where they are missing. Raises ValueError for a cell that is none."""
+    return np.array(
+        [np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells], np.float32
+    )
 
 
 def _ts(text: str, where: str) -> SeriesTable:
@@ -102,49 +99,63 @@ def _ts(text: str, where: str) -> SeriesTable:
     if "@data" not in tags or tags.get("@timestamps", ["false"])[0].lower() == "true":
         raise DataError(f"{where} is no .ts file without time stamps: it needs a line @data")
     labelled = tags.get("@classlabel", ["false"])[0].lower() == "true"
-    series, labels = [], []
+    found, problems = [], []
     for number, line in enumerate(line for line in lines if line[0] != "@"):
         parts = line.split(":")
-        if labelled:
-            labels.append(parts.pop().strip())
-        columns = [_numbers(part.split(","), f"{where}, series {number}") for part in parts]
-        longest = max((len(column) for column in columns), default=0)
-        found = np.full((longest, len(columns)), np.nan, np.float32)
+        label = parts.pop().strip() if labelled else ""
+        try:
+            if spoiled(line) or not parts:
+                raise ValueError("no text in UTF-8" if parts else "no label behind its values")
+            columns = [_numbers(part.split(",")) for part in parts]
+        except ValueError as problem:
+            problems.append(f"series {number}: {problem}")
+            continue
+        one = np.full((max(map(len, columns)), len(columns)), np.nan, np.float32)
         for k, column in enumerate(columns):
-            found[: len(column), k] = column
-        series.append(found)
-    if len({one.shape[1] for one in series}) > 1:
-        raise DataError(f"{where}: all series need the same number of channels")
-    count = series[0].shape[1] if series else 1
+            one[: len(column), k] = column
+        found.append((one, label))
+    if problems and not found:
+        raise DataError(f"{where}, {problems[0]}")
+    widths = Counter(one.shape[1] for one, _ in found)
+    count = widths.most_common(1)[0][0] if found else 1
+    kept = [(one, label) for one, label in found if one.shape[1] == count]
     channels = tuple(f"x{k}" for k in range(count)) if count > 1 else ("x",)
-    return SeriesTable(tuple(series), tuple(labels) if labelled else None, channels)
+    labels = tuple(label for _, label in kept) if labelled else None
+    left_out = len(problems) + len(found) - len(kept)
+    return SeriesTable(tuple(one for one, _ in kept), labels, channels, left_out=left_out)
 
 
 def _csv(text: str, where: str) -> SeriesTable:
-    rows = csv.reader(io.StringIO(text))
-    names = [name.strip() for name in next(rows, [])]
-    table = [row for row in rows if row]
-    if wrong := next((k for k, row in enumerate(table, 2) if len(row) != len(names)), None):
-        raise DataError(f"{where}, line {wrong}: {len(table[wrong - 2])} cells under {len(names)} names")
+    sheet = read_csv(text, where, ragged="{} cells under {} names")
+    names = sheet.names
     values = [k for k, name in enumerate(names) if name not in ("series", "time", "label")]
     if not values:
-        raise DataError(f"{where} has no column of numbers: it has {', '.join(names) or 'none'}")
+        raise DataError(f"{where} has no column of numbers: it has {', '.join(names)}")
     at = names.index("label") if "label" in names else None
-    if "series" not in names:
-        series = tuple(
-            _numbers([row[k] for k in values], f"{where}, line {n}")[:, None]
-            for n, row in enumerate(table, 2)
-        )
-        labels = None if at is None else tuple(row[at].strip() for row in table)
-        return SeriesTable(series, labels, ("x",))
-    key = names.index("series")
-    of: dict[str, list[int]] = {}
-    for k, row in enumerate(table):
-        of.setdefault(row[key].strip(), []).append(k)
-    long = np.stack(
-        [_numbers([row[k] for k in values], f"{where}, line {n}") for n, row in enumerate(table, 2)]
-    )
-    if at is not None and any(len({table[k][at].strip() for k in part}) > 1 for part in of.values()):
-        raise DataError(f"{where}: a series has one label in all its rows")
-    labels = None if at is None else tuple(table[part[0]][at].strip() for part in of.values())
-    return SeriesTable(tuple(long[part] for part in of.values()), labels, tuple(names[k] for k in values))
+    key = names.index("series") if "series" in names else None
+    parts: dict[Any, list[np.ndarray]] = {}  # by the name of a series, or the line that it is
+    labels: dict[Any, str] = {}
+    problems: dict[Any, str] = {}
+    for line, lasts, cells, problem in sheet.bad:
+        problem = f"{where}, line {line}: {problem}"
+        if key is not None and (lasts > 1 or len(cells) <= key):
+            raise DataError(f"{problem}, and the series that it belongs to is not known")
+        for k in range(lasts):
+            problems.setdefault(line + k if key is None else cells[key], problem)
+    for line, row in sheet.rows:
+        name = line if key is None else row[key]
+        label = "" if at is None else row[at]
+        try:
+            if labels.setdefault(name, label) != label:
+                raise ValueError("a series has one label in all its rows")
+            parts.setdefault(name, []).append(_numbers([row[k] for k in values]))
+        except ValueError as problem:
+            problems.setdefault(name, f"{where}, line {line}: {problem}")
+    kept = [name for name in parts if name not in problems]
+    if problems and not kept:
+        raise DataError(next(iter(problems.values())))
+    # in a long table a part is a time of all channels, in a wide one all times of one channel
+    series = tuple(parts[name][0][:, None] if key is None else np.stack(parts[name]) for name in kept)
+    channels = ("x",) if key is None else tuple(names[k] for k in values)
+    said = None if at is None else tuple(labels[name] for name in kept)
+    return SeriesTable(series, said, channels, left_out=len(problems))

@@ -12,13 +12,17 @@ same quantiles, so a value of great mass (a nought, a round price) is met exactl
 data is ever drawn. Numbers that are whole, or have so many decimals, are written as such.
 
 What is a number is decided by the data: a column all of whose cells are numbers, and more than `few` different ones.
-A column of one value is no leaf: it is written as it is. One that is missing throughout is left out and named.
+Infinite ones are missing, and so are cells of other texts where they are few: at most `ODD_SHARE` of the cells and
+`ODD_TEXTS` different texts, beside at least `LEAST_NUMBERS` numbers. The data card counts both as `unknown_values`.
+A column of one value is no leaf: it is written as it is. One that is missing throughout is left out and named. A row
+that cannot be read is left out and counted (`records`).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +34,16 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
-from sfumato.domains.records import LARGEST
+from sfumato.domains.records import LARGEST, Sheet, once, read_csv, read_text
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, MissingExtra, choose
 from sfumato.files import write_atomically
 
 MISSING = ("", "na", "nan", "null", "none", "?")
 QUANTILES, MOST_COLUMNS, MOST_VALUES = 513, 256, 1000
+ODD_SHARE, ODD_TEXTS, LEAST_NUMBERS = 1 / 50, 5, 20
+MOST_DIGITS, MOST_DECIMALS = 12, 40  # behind the point of a number as it was given, and as it is written out
+_INFINITE = ("inf", "infinity")
 _EDGE = 1.35e-3  # F runs from here to 1 less it, so that the ends of the data are at z = -3 and 3
 
 
@@ -101,6 +108,7 @@ class Table(Domain):
         names, rows, about = _open(place)
         for name in (*self.drop, *self.categories):
             choose(name, names, "column", DataError)
+        once([name for name in names if name and name not in self.drop])
         if place.limit is not None and place.limit < len(rows):
             rows = [rows[i] for i in np.arange(place.limit) * len(rows) // place.limit]
         cells = {
@@ -139,16 +147,13 @@ class Table(Domain):
                 found.append({"name": name, "kind": "constant", "value": values[0]})
                 continue
             numbers = None if name in self.categories else _numbers(there)
-            if numbers is not None and len(np.unique(numbers)) > self.few:
-                decimals = max(len(cell.partition(".")[2]) for cell in there if "e" not in cell.lower())
-                marks = np.quantile(numbers, np.linspace(0, 1, QUANTILES))
+            if numbers is not None and _of_numbers(there, numbers, self.few):
+                marks = np.quantile(numbers[np.isfinite(numbers)], np.linspace(0, 1, QUANTILES))
+                decimals = max(
+                    _decimals(cell) for cell, x in zip(there, numbers, strict=True) if math.isfinite(x)
+                )
                 found.append(
-                    {
-                        "name": name,
-                        "kind": "number",
-                        "quantiles": marks.tolist(),
-                        "decimals": min(decimals, 12),
-                    }
+                    {"name": name, "kind": "number", "quantiles": marks.tolist(), "decimals": decimals}
                 )
                 continue
             if len(values) > MOST_VALUES:
@@ -156,7 +161,7 @@ class Table(Domain):
                     f"the column {name!r} has {len(values)} different texts, more than {MOST_VALUES}: leave it out, "
                     f"data.settings.drop=[{name!r}]"
                 )
-            if numbers is not None:
+            if numbers is not None and np.isfinite(numbers).all():
                 values = sorted(values, key=float)
             found.append({"name": name, "kind": "category", "values": values})
         return found
@@ -215,8 +220,8 @@ class Table(Domain):
             if column["kind"] == "category":
                 for cell in cells:
                     choose(cell, column["values"], f"value of the column {name!r}", DataError)
-            elif (numbers := _numbers(cells)) is None or not np.isfinite(numbers).all():
-                raise DataError(f"the column {name!r} takes numbers, not {cells[0]!r}")
+            elif len(strange := np.flatnonzero(np.isnan(_numbers(cells)))):
+                raise DataError(f"the column {name!r} takes numbers, not {cells[strange[0]]!r}")
             found[name] = self.encode_one(name, _stored(column, cells)[0])
         return found
 
@@ -251,13 +256,33 @@ def _line(cells: Sequence[str]) -> str:
     return memory.getvalue()
 
 
-def _numbers(cells: Sequence[str]) -> np.ndarray | None:
-    """The numbers that cells are, or None if one is none."""
+def _number(cell: str) -> float:
     try:
-        found = np.array([float(cell) for cell in cells])
+        found = float(cell)
     except ValueError:
-        return None
-    return found if np.isfinite(found).all() else None
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
+def _numbers(cells: Sequence[str]) -> np.ndarray:
+    """The finite numbers that cells are, NaN for one that is none."""
+    return np.array([_number(cell) for cell in cells])
+
+
+def _of_numbers(cells: Sequence[str], numbers: np.ndarray, few: int) -> bool:
+    """Whether a column of such cells is of numbers, but for infinite ones and a few other texts."""
+    known = numbers[np.isfinite(numbers)]
+    strange = [cell for cell, x in zip(cells, numbers, strict=True) if math.isnan(x)]
+    odd = [cell for cell in strange if cell.lower().lstrip("+-") not in _INFINITE]
+    if odd and (len(known) < LEAST_NUMBERS or len(odd) > ODD_SHARE * len(cells) or len(set(odd)) > ODD_TEXTS):
+        return False
+    return len(np.unique(known)) > few
+
+
+def _decimals(cell: str) -> int:
+    """How many decimals a number is written with: 1.25 has two, 1.5e-3 four."""
+    digits, _, power = cell.lower().partition("e")
+    return min(max(min(len(digits.partition(".")[2]), MOST_DIGITS) - int(power or 0), 0), MOST_DECIMALS)
 
 
 def _stored(column: Mapping[str, Any], cells: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -266,14 +291,10 @@ def _stored(column: Mapping[str, Any], cells: Sequence[str]) -> tuple[np.ndarray
         codes = {value: k for k, value in enumerate(column["values"])}
         found = np.array([codes.get(cell, -1) for cell in cells], dtype=np.int32)
         return found, sum(cell not in codes and cell.lower() not in MISSING for cell in cells)
-    values, strange = np.full(len(cells), np.nan), 0
-    for k, cell in enumerate(cells):
-        if cell.lower() in MISSING:
-            continue
-        number = _numbers([cell])
-        strange += number is None
-        values[k] = np.nan if number is None else number[0]
-    return values, strange
+    values = _numbers(cells)
+    return values, sum(
+        math.isnan(x) and cell.lower() not in MISSING for cell, x in zip(cells, values, strict=True)
+    )
 
 
 def _normal(column: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
@@ -302,53 +323,34 @@ def _open(place: Source) -> tuple[list[str], list[list[str]], dict[str, Any]]:
         from sfumato.domains.sources import named_data
 
         text, about = named_data(place, "table")
-        names, rows = _cells(text, place.name)
+        sheet = read_csv(text, place.name)
     else:
         path = Path(str(place.path)).expanduser()
         if not path.is_file():
             raise DataError(f"{path} does not exist, or is no file: a table is one .csv or .parquet file")
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"{path} is larger than {LARGEST} bytes")
         about = {"sources": [path.name]}
-        if path.suffix == ".parquet":
-            names, rows = _parquet(path)
-        else:
-            try:
-                names, rows = _cells(path.read_text(encoding="utf-8-sig"), str(path))
-            except UnicodeDecodeError:
-                raise DataError(f"{path} is no text in UTF-8") from None
+        sheet = _parquet(path) if path.suffix == ".parquet" else read_csv(read_text(path), str(path))
+    rows = [row for _, row in sheet.rows if any(row)]
+    if not rows and sheet.bad:
+        raise DataError(f"{place.name or place.path}, line {sheet.bad[0].line}: {sheet.bad[0].problem}")
     if not rows:
         raise DataError(f"{place.name or place.path} is an empty table: it has no rows")
-    if len(names) > MOST_COLUMNS:
-        raise DataError(f"a table has at most {MOST_COLUMNS} columns, and this one {len(names)}: drop some")
-    return names, rows, about
+    if (count := len(sheet.names)) > MOST_COLUMNS:
+        raise DataError(f"a table has at most {MOST_COLUMNS} columns, and this one {count}: drop some")
+    return sheet.names, rows, about | {"left_out": sum(bad.lines for bad in sheet.bad)}
 
 
-def _cells(text: str, where: str) -> tuple[list[str], list[list[str]]]:
-    """The names in the first line, and rows as long as it; a row that is not, is an error that names its line."""
-    lines = csv.reader(io.StringIO(text))
-    names = [name.strip() for name in next(lines, [])]
-    if not any(names):
-        raise DataError(f"{where} is an empty table: the first line names the columns")
-    rows = []
-    for row in lines:
-        if len(row) != len(names) and any(row):
-            raise DataError(f"{where}, line {lines.line_num}: {len(row)} cells for {len(names)} columns")
-        if any(row):
-            rows.append([cell.strip() for cell in row])
-    return names, rows
-
-
-def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+def _parquet(path: Path) -> Sheet:
     try:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtra("pyarrow", "tables") from None
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path} is larger than {LARGEST} bytes")
     try:
-        table = parquet.read_table(path)
+        table = parquet.ParquetFile(path).read()
     except Exception as problem:  # pyarrow's, of many classes
-        raise DataError(f"{path} cannot be read as Parquet: {problem}") from None
-    columns = [
-        ["" if cell is None else str(cell) for cell in table[name].to_pylist()] for name in table.column_names
-    ]
-    return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
+        raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(problem).split())}") from None
+    columns = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in table.columns]
+    rows = enumerate((list(row) for row in zip(*columns, strict=True)), 1)
+    return Sheet(list(table.column_names), list(rows), [])

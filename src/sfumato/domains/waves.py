@@ -3,7 +3,8 @@
 WAV of whole numbers is read by the standard library; FLAC, OGG and WAV of other kinds by `soundfile` (extra "sounds").
 A sound of several channels becomes their mean, one of another rate is resampled by a polyphase filter (SciPy), and its
 class is the first folder that it is in below the one asked for, if all are in one. What cannot be decoded, holds
-numbers that are not finite, or is silent throughout is left out and counted by its reason.
+numbers that are not finite, or is silent throughout is left out and counted by its reason. Of a `limit` of files that
+are evenly spread, those that are left out are replaced by others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import tarfile
 import wave
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,22 +56,25 @@ def open_clips(source: Source, rate: int) -> Clips:
         files, about = _local(Path(str(source.path)).expanduser())
     if source.licence:
         about["licence"] = source.licence
-    sounds, names, classes, problems = [], [], [], Counter()
-    for name, label, content in files:
+    count, problems = len(files), Counter()
+    most = min(source.limit or count, count)
+    sounds: dict[int, np.ndarray] = {}
+    for k in dict.fromkeys([*(n * count // most for n in range(most)), *range(count)]):
+        if len(sounds) == most:
+            break
         try:
-            sounds.append(_usable(*decode(content), rate))
+            sounds[k] = _usable(*decode(_content(files[k][2])), rate)
         except DataError as problem:
             problems[str(problem)] += 1
-            continue
-        names.append(name)
-        classes.append(label)
-        if len(sounds) == source.limit:
-            break
-    if not sounds:
+    kept = sorted(sounds)
+    if not kept:
         said = "; ".join(f"{count} of them {why}" for why, count in problems.items()) or "there is none"
         raise DataError(f"{source.name or source.path} holds no sound that can be used: {said}")
-    whole = tuple(classes) if all(classes) and source.labels != "none" else ()
-    return Clips(tuple(sounds), tuple(names), whole, dict(problems), about)
+    classes = tuple(files[k][1] for k in kept)
+    whole = classes if all(classes) and source.labels != "none" else ()
+    return Clips(
+        tuple(sounds[k] for k in kept), tuple(files[k][0] for k in kept), whole, dict(problems), about
+    )
 
 
 def decode(content: bytes) -> tuple[np.ndarray, int]:
@@ -123,8 +127,15 @@ def _usable(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return resample_poly(one, wanted // common, rate // common).astype(np.float32)
 
 
-def _local(place: Path) -> tuple[Iterator[tuple[str, str, bytes]], dict[str, Any]]:
-    """(name, class or "", content) of each file of sound at a place, in the order of their names."""
+def _content(file: bytes | Path) -> bytes:
+    """What is in a file, if it is not too large."""
+    if isinstance(file, bytes):
+        return file
+    return file.read_bytes() if file.stat().st_size <= LARGEST else b""
+
+
+def _local(place: Path) -> tuple[Sequence[tuple[str, str, bytes | Path]], dict[str, Any]]:
+    """(name, class or "", path) of each file of sound at a place, in the order of their names."""
     if not place.exists():
         raise DataError(f"{place} does not exist: sounds are a folder of {', '.join(SUFFIXES)}, or one file")
     root = place if place.is_dir() else place.parent
@@ -132,14 +143,9 @@ def _local(place: Path) -> tuple[Iterator[tuple[str, str, bytes]], dict[str, Any
     paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if len(paths) > MOST:
         raise DataError(f"{place} holds more than {MOST} files of sound")
-
-    def read() -> Iterator[tuple[str, str, bytes]]:
-        for path in paths:
-            parts = path.relative_to(root).parts
-            small = path.stat().st_size <= LARGEST
-            yield "/".join(parts), parts[0] if len(parts) > 1 else "", path.read_bytes() if small else b""
-
-    return read(), {"sources": [place.name]}
+    parts = [path.relative_to(root).parts for path in paths]
+    files = [("/".join(p), p[0] if len(p) > 1 else "", path) for p, path in zip(parts, paths, strict=True)]
+    return files, {"sources": [place.name]}
 
 
 def in_debian_package(package: Path, folder: str) -> list[tuple[str, bytes]]:
