@@ -424,3 +424,19 @@ def test_utility_of_a_target_that_samples_have_one_value_of(tmp_path: Path):
     data = Table(target="d").read(written(tmp_path / "t.csv", normal(300, 0, 0)))
     raw: Any = data.raw
     assert utility(data.domain, raw | {"d": np.zeros(300, np.int32)}, raw) == 0.5
+
+
+def test_parquet_holds_the_same_rows_as_csv(tmp_path: Path):
+    source = tmp_path / "rows.csv"
+    source.write_text("age,kind,sure\n" + "".join(f"{20 + k % 31}.5,{'ab'[k % 2]},yes\n" for k in range(60)))
+    plain = Table().read(source)
+    packed = Table(format="parquet").read(source)
+    (one,) = plain.domain.write(plain.tensor(), tmp_path / "csv")
+    (other,) = packed.domain.write(packed.tensor(), tmp_path / "parquet")
+    assert other.name == "samples.parquet"
+    again, same = (Table().read(place) for place in (one, other))
+    assert again.domain == same.domain
+    for name in again.raw:
+        assert np.array_equal(again.raw[name], same.raw[name])
+    with pytest.raises(DataError, match="did you mean 'parquet'"):
+        Table(format="parket")

@@ -54,7 +54,7 @@ class Table(Domain):
     columns: what each is, as `read` finds it: {"name", "kind": "number", "quantiles", "decimals"}, or {"name", "kind":
     "category", "values"}, or {"name", "kind": "constant", "value"}. categories: columns that are none of numbers. drop:
     columns to leave out. few: so many different numbers at most are a category. target: the column that judges
-    predict. Raises DataError for a column that is not there, or twice.
+    predict. format: of what is written, "csv" or "parquet". Raises DataError for a column that is not there, or twice.
     """
 
     name: ClassVar[str] = "table"
@@ -66,10 +66,12 @@ class Table(Domain):
     drop: tuple[str, ...] = ()
     few: int = 12
     target: str | None = None
+    format: str = "csv"
 
     def __post_init__(self) -> None:
         for key in ("columns", "categories", "drop", "classes"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        choose(self.format, ("csv", "parquet"), "format of a table", DataError)
         names = [column["name"] for column in self.columns]
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise DataError(f"the column {twice[0]!r} comes twice")
@@ -242,12 +244,31 @@ class Table(Domain):
         start: int = 0,
         prompts: Sequence[str] | None = None,
     ) -> list[Path]:
-        """Write all rows as one file, `samples.csv`, with a line of the columns' names."""
+        """Write all rows as one file, `samples.csv` with a line of the columns' names, or `samples.parquet`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.format == "parquet":
+            return [self._parquet(samples, folder / "samples.parquet")]
         lines = [_line([column["name"] for column in self.columns]), *self.text(samples)]
         write_atomically(folder / "samples.csv", ("\n".join(lines) + "\n").encode())
         return [folder / "samples.csv"]
+
+    def _parquet(self, samples: Any, path: Path) -> Path:
+        try:
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise MissingExtra("pyarrow", "tables") from None
+        cells = list(zip(*self.rows(samples), strict=True)) or [()] * len(self.columns)
+        kinds = (column["kind"] for column in self.columns)
+        columns = {
+            column["name"]: arrow.array([float(c) for c in row] if kind == "number" else row)
+            for column, row, kind in zip(self.columns, cells, kinds, strict=True)
+        }
+        memory = io.BytesIO()
+        parquet.write_table(arrow.table(columns), memory)
+        write_atomically(path, memory.getvalue())
+        return path
 
 
 def _line(cells: Sequence[str]) -> str:
