@@ -50,7 +50,9 @@ def main() -> None:
     for first in (1_000, 10_000):
         if len(valid) >= first:
             measures.append(share(f"unique@{first:,}", len(set(valid[:first])), first))
-    measures.append(share("novelty", len(different - set(real)), len(different), note="of the different ones"))
+    measures.append(
+        share("novelty", len(different - set(real)), len(different), note="of the different ones")
+    )
     measures.append(frechet_chemnet(valid, real, model.domain.text(held.raw)))
     for measure in measures:
         print(f"{measure.name}: {measure.value:.4g} [{measure.low:.4g}, {measure.high:.4g}]. {measure.note}")
