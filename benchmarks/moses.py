@@ -47,9 +47,11 @@ def main() -> None:
     valid = [text for text in map(canonical, texts) if text]
     real, different = model.domain.text(train.raw), set(valid)
     measures = [share("validity", len(valid), len(texts), note="RDKit reads it")]
-    for first in (1_000, 10_000):
-        if len(valid) >= first:
-            measures.append(share(f"unique@{first:,}", len(set(valid[:first])), first))
+    measures += [
+        share(f"unique@{first:,}", len(set(valid[:first])), first)
+        for first in (1_000, 10_000)
+        if len(valid) >= first
+    ]
     measures.append(
         share("novelty", len(different - set(real)), len(different), note="of the different ones")
     )
