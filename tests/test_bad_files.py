@@ -17,7 +17,7 @@ from sfumato.domains.bonds import VALENCES, bond_orders, built, smiles, stable_a
 from sfumato.domains.captioned import Captioned
 from sfumato.domains.examples import Examples
 from sfumato.domains.fields import Fields
-from sfumato.domains.midi import Note, midi_bytes
+from sfumato.domains.midi import Note, midi_bytes, read_midi
 from sfumato.domains.molecules import Molecules
 from sfumato.domains.motion import NUMBERS, Motion
 from sfumato.domains.music import Music
@@ -406,3 +406,26 @@ def test_a_damaged_clip_ends_no_run_and_is_named(tmp_path: Path):
     refused(
         lambda: Video(size=8, frames=8).read(tmp_path), r"no clip of 8 frames.*damaged \(1\), as bad\.gif"
     )
+
+
+def test_a_variable_that_never_varies_is_not_judged(tmp_path: Path):
+    from scipy.io import netcdf_file
+
+    draw = np.random.default_rng(0)
+    with netcdf_file(tmp_path / "two.nc", "w") as file:
+        file.createDimension("y", 64)
+        file.createDimension("x", 64)
+        for name, values in (("u", draw.normal(size=(64, 64))), ("mask", np.zeros((64, 64)))):
+            file.createVariable(name, "f4", ("y", "x"))[:] = values
+    data = Fields(size=8).read(tmp_path / "two.nc")
+    train, held = data.split(0.3)
+    found = field_measures(data.domain, held.tensor(), train, held)
+    assert all(np.isfinite(one.value) for one in found)
+
+
+def test_a_midi_file_of_a_key_that_there_is_not_is_a_bad_record(tmp_path: Path):
+    track = b"\x00\xff\x59\x02\x09\x00\x00\xff\x2f\x00"
+    head = b"MThd" + (6).to_bytes(4, "big") + b"\x00\x00\x00\x01\x00\x60"
+    (tmp_path / "bad.mid").write_bytes(head + b"MTrk" + len(track).to_bytes(4, "big") + track)
+    with pytest.raises(DataError, match="no MIDI file"):
+        read_midi(tmp_path / "bad.mid")

@@ -474,6 +474,8 @@ def test_a_captioned_model_is_fine_tuned_and_learns_a_word(run, folder, tmp_path
     ]
     assert app([*words, "--count", "2", "--out", str(out)]) == 0
     assert len(list(out.glob("*.png"))) == 2
+    with pytest.raises(DataError, match="by a prompt, not by a label"):
+        app(["finetune", place, "--data", str(mine), "--label", "x", "--out", str(tmp_path / "other")])
     with pytest.raises(RecipeError, match="leave --rank out"):
         app([*learned, "--rank", "4"])
     captioned = ["finetune", place, "--data", str(folder), "--images", "32", "--out", str(tmp_path / "own")]
@@ -579,8 +581,8 @@ def test_the_judge_knows_colours_and_a_wrong_caption_when_it_sees_one(judged, tm
     assert measure.details["chance"] == 0.25
     # as a score it is what it is as a judge, and its gradient leads towards the words
     x = (torch.from_numpy(held.images).permute(0, 3, 1, 2).float() / 127.5 - 1).requires_grad_()
-    score = judge.likeness(captions)
-    near = (judge.pictures(held.images) * judge.words(captions)).sum(1)
+    score = judge.likeness(captions[0])
+    near = (judge.pictures(held.images) * judge.words(captions[:1])).sum(1)
     torch.testing.assert_close(score(x), near, atol=1e-5, rtol=0)
     grey = (0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
     (pull,) = torch.autograd.grad(score(grey).sum(), grey)

@@ -94,6 +94,10 @@ def test_what_is_no_join_is_refused():
     for joins in ((("C", "Q"),), (("C", "C", "C"),), (("CC", "C"), ("C", "C")), (7,)):
         with pytest.raises(DataError, match="a join is of two pieces"):
             Sequences(alphabet=("C",), joins=joins)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="joins are pairs"):
+        Sequences(alphabet=("C",), joins=5)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="written like another piece"):
+        Sequences(alphabet=("C", "l", "Cl"), joins=(("C", "l"),))
     for pieces in (-1, 10_001, True, 2.5):
         with pytest.raises(DataError, match="pieces must be"):
             Sequences(pieces=pieces)  # type: ignore[arg-type]

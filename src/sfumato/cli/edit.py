@@ -278,6 +278,8 @@ def interpolate(
     import torch
 
     from ..editing import interpolate as between
+    from ..errors import BundleError
+    from ..solvers import Unfinished
     from .show import console, write_picture
 
     own = options or Drawn()
@@ -285,8 +287,13 @@ def interpolate(
     model, screen = opened(bundle, own)
     ends = [read(path, model.domain.shape) for path in (first, second)]
     steps = 20 if own.steps is None else own.steps
-    found = between(model, *ends, frames=frames, condition=own.condition, steps=steps)
-    found = write(model, found, [f"frame-{k:02d}" for k in range(frames)], own.out, screen)
+    names = [f"frame-{k:02d}" for k in range(frames)]
+    try:
+        found = between(model, *ends, frames=frames, condition=own.condition, steps=steps)
+    except Unfinished as error:
+        write(model, error.samples, names, own.out, screen)
+        raise BundleError(f"{error}; they are in {own.out}") from error
+    found = write(model, found, names, own.out, screen)
     sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
     write_picture(sheet, beside(own.out))
     console.print(

@@ -118,6 +118,7 @@ def finetune(  # noqa: PLR0913 (the options of a command)
 
 def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resume: bool) -> int:
     """Learn a word for pictures, and say how to use it."""
+    import shlex
     from dataclasses import replace
 
     from .. import bundle as bundles
@@ -138,7 +139,8 @@ def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resu
             model, pictures, word, out, training=config, resume=resume, callbacks=[Training(bar)], say=say
         )
     if isinstance(result, Interrupted):
-        again = f"sfumato finetune {bundle} --data {data} --word {word} --resume --out {out}"
+        parts = ["sfumato", "finetune", bundle, "--data", data, "--word", word, "--resume", "--out", str(out)]
+        again = shlex.join([*parts, *([] if images is None else ["--images", str(images)])])
         console.print(f"Interrupted at {result.images:,} images; saved. Go on with: {again}", soft_wrap=True)
         return 130
     console.print(f"Learned <{word}> from {result.images:,} images in {duration(result.seconds)}.")

@@ -25,7 +25,7 @@ from sfumato.domains.molecule_files import open_molecules
 from sfumato.domains.molecules import Molecules
 from sfumato.errors import DataError, choose
 
-_SYMBOL = re.compile(r"([A-Z][a-z]?)(\d*)")
+_SYMBOL = re.compile(r"([A-Z][a-z]?)(\d{0,4})")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class MoleculeLeaves(Molecules):
         return found
 
     def _formulas(self, value: Any, count: int) -> Tensor:
+        if not isinstance(value, str | list | tuple):
+            raise DataError(f"elements are given as sum formulas, such as C2H6O, not {value!r}")
         texts = [value] * count if isinstance(value, str) else list(value)
         if len(texts) != count:
             raise DataError(f"{len(texts)} sum formulas were given for {count} samples")

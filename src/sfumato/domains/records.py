@@ -6,8 +6,8 @@
 
 What a line says is not judged here but by the domain that reads it. A record that cannot be read is left out and
 counted: a row of another number of cells than the first line has, one with a byte that is not UTF-8, one with a cell
-of more letters than the csv module takes (131,072). A quote that is never closed takes all lines to the end with it,
-and each of them is counted.
+of more letters than the csv module takes (131,072). A quote that is never closed takes the lines behind it, up to so
+many letters, and each of them is counted.
 """
 
 from __future__ import annotations

@@ -73,11 +73,20 @@ class Sequences(Domain):
             raise DataError(f"length must be a whole number from 1 on, not {self.length!r}")
         if type(self.pieces) is not int or not 0 <= self.pieces <= 10_000:
             raise DataError(f"pieces must be a whole number from 0 to 10,000, not {self.pieces!r}")
-        known = set(self.alphabet)
+        if not isinstance(self.joins, list | tuple):
+            raise DataError(f"joins are pairs of pieces, not {self.joins!r}")
+        known: dict[Any, tuple[str, ...]] = {
+            symbol: (symbol,) for symbol in self.alphabet
+        }  # pieces as symbols
         for pair in self.joins:
-            if not isinstance(pair, list | tuple) or len(pair) != 2 or not known.issuperset(pair):
+            pieces = tuple(pair) if isinstance(pair, list | tuple) else ()
+            if len(pieces) != 2 or not all(isinstance(one, str) and one in known for one in pieces):
                 raise DataError(f"a join is of two pieces that are there before it, and {pair!r} is not")
-            known.add("".join(pair))
+            joined = known[pieces[0]] + known[pieces[1]]
+            if known.setdefault("".join(pieces), joined) != joined:
+                raise DataError(f"the join {pair!r} is written like another piece")
+        if len(self.alphabet) > 10_000:
+            raise DataError(f"an alphabet of {len(self.alphabet)} symbols is too large: at most 10,000")
         object.__setattr__(self, "joins", tuple((a, b) for a, b in self.joins))
 
     @property

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.domains.records import member, read_csv, read_text, spoiled
+from sfumato.domains.records import member, once, read_csv, read_text, spoiled
 from sfumato.domains.source import Source
 from sfumato.errors import DataError
 
@@ -128,6 +128,7 @@ def _ts(text: str, where: str) -> SeriesTable:
 def _csv(text: str, where: str) -> SeriesTable:
     sheet = read_csv(text, where, ragged="{} cells under {} names")
     names = sheet.names
+    once(names)
     values = [k for k, name in enumerate(names) if name not in ("series", "time", "label")]
     if not values:
         raise DataError(f"{where} has no column of numbers: it has {', '.join(names)}")

@@ -303,7 +303,8 @@ def _of_numbers(cells: Sequence[str], numbers: np.ndarray, few: int) -> bool:
 def _decimals(cell: str) -> int:
     """How many decimals a number is written with: 1.25 has two, 1.5e-3 four."""
     digits, _, power = cell.lower().partition("e")
-    return min(max(min(len(digits.partition(".")[2]), MOST_DIGITS) - int(power or 0), 0), MOST_DECIMALS)
+    exponent = float(power or 0)  # of any number of digits, which int refuses
+    return int(min(max(min(len(digits.partition(".")[2]), MOST_DIGITS) - exponent, 0), MOST_DECIMALS))
 
 
 def _stored(column: Mapping[str, Any], cells: Sequence[str]) -> tuple[np.ndarray, int]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sfumato.errors import DataError
 from sfumato.evaluation.measure import Measure, interval
 from sfumato.evaluation.sequences import wasserstein
 
@@ -55,7 +56,8 @@ def _value_gap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _gap(a: np.ndarray, b: np.ndarray, worst: bool) -> float:
-    ratio = np.abs(np.log10(a.mean(0)) - np.log10(b.mean(0)))
+    tiny = 1e-12 * b.mean()  # samples may hold no power at all
+    ratio = np.abs(np.log10(a.mean(0) + tiny) - np.log10(b.mean(0) + tiny))
     return float(ratio.max() if worst else ratio.mean())
 
 
@@ -65,6 +67,11 @@ def field_measures(domain: Any, samples: Any, train: Any, held: Any) -> list[Mea
     draw = np.random.default_rng(0)
     some = train.take(np.sort(draw.permutation(len(train))[:2000]))
     known, other = (np.asarray(part.raw) for part in (some, held))
+    # a variable that is one value everywhere has no spectrum
+    varied = [c for c in range(known.shape[1]) if np.ptp(known[:, c]) > 0 and np.ptp(other[:, c]) > 0]
+    if not varied:
+        raise DataError("no variable of these fields varies, so there is nothing to judge")
+    made, known, other = (x[:, varied] for x in (made, known, other))
     p, q, r = (
         np.concatenate([spectra(x, c) for c in range(x.shape[1])], 1) for x in (made, known, other)
     )  # (n, k of all variables)

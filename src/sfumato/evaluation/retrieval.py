@@ -99,9 +99,9 @@ class RetrievalJudge:
         ]
         return F.normalize(torch.cat(parts), dim=1)
 
-    def likeness(self, texts: Sequence[str], weight: float = 1.0) -> Callable[..., Tensor]:
-        """A score to guide by (`ScoreGuided`): weight times the cosine of each picture x_0, in [-1, 1], to its text."""
-        wanted = self.words(texts)
+    def likeness(self, text: str, weight: float = 1.0) -> Callable[..., Tensor]:
+        """A score to guide by (`ScoreGuided`): weight times the cosine of each picture x_0, in [-1, 1], to a text."""
+        wanted = self.words([text])
 
         def score(x0: Tensor, level: Any = None, condition: Any = None) -> Tensor:
             found = self.net(((x0.float() + 1) / 2).clamp(0, 1))[1]

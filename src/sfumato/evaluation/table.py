@@ -46,7 +46,7 @@ def table_measures(domain: Any, samples: Any, asked: Any, train: Any, held: Any)
                 "1 - TV of two columns, mean over pairs"),
     ]  # fmt: skip
     if domain.target is not None:
-        found.append(_utility(domain, made, train, held))
+        found += _utility(domain, made, train, held)
     return [*found, *_closest(domain, made, known, other)]
 
 
@@ -235,6 +235,8 @@ def predicted(domain: Any, learned: Columns, held: Columns) -> tuple[int, Callab
     many = [k and len(domain.leaves[n]["values"]) <= 250 for n, k in zip(names, kinds, strict=True)]
     settings: dict[str, Any] = {"categorical_features": many, "random_state": 0, "max_iter": 100}
     (x, y), (z, true) = features(learned), features(held)
+    if not len(x) or not len(z):  # no row has the target
+        return len(z), lambda times: math.nan
     if not is_class:
         missed = (true - HistGradientBoostingRegressor(**settings).fit(x, y).predict(z)) ** 2
 
@@ -269,12 +271,14 @@ def bootstrapped(score: Callable[[np.ndarray], float], count: int) -> tuple[floa
     return value, *_percentiles([one for one in spread if not math.isnan(one)] or [value], value)
 
 
-def _utility(domain: Any, made: Columns, train: Any, held: Any) -> Measure:
-    """The interval is of other held-out rows, for these samples and the trees that learned from them."""
+def _utility(domain: Any, made: Columns, train: Any, held: Any) -> list[Measure]:
+    """None where no row has the target. The interval is of other held-out rows, for these samples and their trees."""
     count = min(_rows(made), len(train), MOST)
     real = utility(domain, _some(train.raw, count), held.raw)
     rows, score = predicted(domain, _some(made, count), held.raw)
+    if not rows or math.isnan(score(np.ones(rows))):
+        return []
     value, low, high = bootstrapped(score, rows)
     kind = "AUC" if domain.leaves[domain.target]["kind"] == "category" else "R^2"
     note = f"{kind} of {domain.target} on held-out rows, learned from {count} samples; floor: from as many real rows"
-    return Measure("utility", value, low, high, count, "higher", real, note)
+    return [Measure("utility", value, low, high, count, "higher", real, note)]

@@ -138,6 +138,19 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
         raise BundleError(
             "this model takes a text's tensors and does not say of which encoder: teach it a word with learn_word"
         )
+    names = model.conditions.names
+    if "text" in names and model.classes:
+        raise BundleError(
+            "this model is asked by label and by text at once, which is not fine-tuned: learn a word"
+        )
+    if asked.prompt is not None and "text" not in names:
+        raise DataError(
+            "this model takes no text, so nothing can be said of the pictures: leave the prompt out"
+        )
+    if asked.label is not None and "text" in names:
+        raise DataError("this model is asked by text: say what the pictures show by a prompt, not by a label")
+    if asked.prior and asked.prior_from == "samples" and "text" in names and not model.conditions.examples:
+        raise DataError("the model names no captions to draw old pictures of: take finetune.prior_from=data")
     data, held, new = pictures(recipe, model)
     denoiser = copy.deepcopy(model.denoiser).train()
     network, adapter = denoiser.network, None

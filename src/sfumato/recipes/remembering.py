@@ -77,7 +77,8 @@ def prior_data(parts: Finetuning, out: Path, say: Callable[[str], None]) -> Imag
         found = read_data(recipe_from(kept, "the model's recipe"), model.domain)[0]
     else:
         folder = out / "prior"
-        if not folder.is_dir() or len(list(folder.glob("*.png"))) < asked.prior_count:
+        told = parts.data.texts is None or (folder / TABLES[0]).is_file()  # written when all pictures are
+        if not told or len(list(folder.glob("*.png"))) < asked.prior_count:
             say(f"drawing {asked.prior_count} samples of the model as it is")
             x, condition = drawn(model, asked.prior_count, mixed(parts.recipe.training.seed, 7))
             files = model.domain.write(x, folder, condition.get("label"))
