@@ -9,7 +9,7 @@ among 20,000 others, and judged by average precision:
     sfumato        as many more drawn by a table model that was trained on the same 3,000 rows, the class given
     one more real  as many more real rows of the class: what could be reached
 
-Each repeat draws other 3,000 rows and trains another model; intervals are of the mean over repeats, and of the paired
+Each repeat draws other 3,000 rows and trains another model; intervals are Student's, of the mean over repeats, and of the paired
 differences to "real".
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from sfumato import bundle
 from sfumato.domains.table import Table
@@ -133,7 +134,10 @@ def main() -> None:
     for name, values in scores.items():
         gain = np.array(values) - np.array(scores["real"])
         half, spread = (
-            1.96 * np.std(x, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None for x in (values, gain)
+            float(student.ppf(0.975, len(values) - 1) * np.std(x, ddof=1) / len(values) ** 0.5)
+            if len(values) > 1
+            else None
+            for x in (values, gain)
         )
         record[name] = {
             "each": values,
