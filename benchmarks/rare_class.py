@@ -1,16 +1,16 @@
 """Does adding sampled rows of a rare class help? `python benchmarks/rare_class.py [--repeats 5] [--out rare.json]`.
 
-Diamonds of the worst clarity, I1, are 1.4 % of all. A classifier (boosted trees) is trained on 3,000 rows to find them
-among 20,000 others, and judged by average precision:
+Diamonds of the worst clarity, I1, are 1.4 % of all. A classifier (boosted trees) is trained on `--rows` rows to find
+them among 20,000 others, and judged by average precision:
 
-    real           the 3,000 rows as they are
+    real           those rows as they are
     copied         rows of the rare class repeated until they are as many as `--share` of the others
     SMOTENC        as many more made by interpolation between neighbours (package imbalanced-learn)
-    sfumato        as many more drawn by a table model that was trained on the same 3,000 rows, the class given
+    sfumato        as many more drawn by a table model that was trained on the same rows, the class given
     one more real  as many more real rows of the class: what could be reached
 
-Each repeat draws other 3,000 rows and trains another model; intervals are Student's, of the mean over repeats, and of the paired
-differences to "real".
+Each repeat draws other rows and trains another model; intervals are Student's, of the mean over repeats, and of the
+paired differences to "real".
 """
 
 from __future__ import annotations
