@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from .edit_files import beside, filled, mask_of, opened, read, redrawn, restored, run, write
+from .edit_files import beside, filled, keeping, mask_of, opened, read, redrawn, restored, run, write
 from .edit_options import Drawn, Restored
 
 if TYPE_CHECKING:
@@ -278,8 +278,6 @@ def interpolate(
     import torch
 
     from ..editing import interpolate as between
-    from ..errors import BundleError
-    from ..solvers import Unfinished
     from .show import console, write_picture
 
     own = options or Drawn()
@@ -288,11 +286,8 @@ def interpolate(
     ends = [read(path, model.domain.shape) for path in (first, second)]
     steps = 20 if own.steps is None else own.steps
     names = [f"frame-{k:02d}" for k in range(frames)]
-    try:
+    with keeping(model, names, own.out, screen):
         found = between(model, *ends, frames=frames, condition=own.condition, steps=steps)
-    except Unfinished as error:
-        write(model, error.samples, names, own.out, screen)
-        raise BundleError(f"{error}; they are in {own.out}") from error
     found = write(model, found, names, own.out, screen)
     sheet = model.domain.picture(torch.cat([ends[0][None], found, ends[1][None]]), columns=frames + 2)
     write_picture(sheet, beside(own.out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,19 @@ def opened(bundle: Path, own: Drawn) -> tuple[Model, Guard | None]:
     return model, screen
 
 
+@contextmanager
+def keeping(model: Model, names: list[str], out: Path, screen: Guard | None) -> Iterator[None]:
+    """Around work on pictures: what was finished before it failed is written, and BundleError says where."""
+    from ..errors import BundleError
+    from ..solvers import Unfinished
+
+    try:
+        yield
+    except Unfinished as error:
+        write(model, error.samples, names, out, screen)
+        raise BundleError(f"{error}; they are in {out}") from error
+
+
 def run(
     bundle: Path,
     pictures: list[Path],
@@ -46,7 +60,6 @@ def run(
     import torch
 
     from ..errors import BundleError, DataError
-    from ..solvers import Unfinished
     from .show import console, write_picture
 
     if count < 1:
@@ -64,11 +77,8 @@ def run(
     names = [name if count == 1 else f"{name}-{k}" for name in _different(stems) for k in range(count)]
     if not found:
         raise DataError(wrong[0] if wrong else "there are no pictures")
-    try:
+    with keeping(model, names, out, screen):
         before, after = work(model, torch.stack(found))
-    except Unfinished as error:
-        write(model, error.samples, names, out, screen)
-        raise BundleError(f"{error}; they are in {out}") from error
     after = write(model, after, names, out, screen)
     columns = [before, *(after[k::count] for k in range(count))]
     captions = ["given", *(["drawn"] * count)]

@@ -28,11 +28,9 @@ from sfumato.evaluation.video import video_measures
 MEASURES: dict[str, Callable[..., list[Measure]]] = {
     "captioned": captioned_measures,
     "fields": lambda domain, x, asked, train, held: field_measures(domain, x, train, held),
-    "molecule-leaves": lambda domain, x, asked, train, held: molecule_measures(
-        domain, domain.molecules(x), train, held
-    ),
-    "molecules": lambda domain, x, asked, train, held: molecule_measures(
-        domain, domain.molecules(x), train, held
+    **dict.fromkeys(
+        ("molecules", "molecule-leaves"),
+        lambda domain, x, asked, train, held: molecule_measures(domain, domain.molecules(x), train, held),
     ),
     "motion": motion_measures,
     "music": lambda domain, x, asked, train, held: music_measures(domain, x, train, held),
