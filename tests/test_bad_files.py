@@ -22,9 +22,11 @@ from sfumato.domains.molecules import Molecules
 from sfumato.domains.motion import NUMBERS, Motion
 from sfumato.domains.music import Music
 from sfumato.domains.musicxml import read_score
+from sfumato.domains.sequences import Sequences
 from sfumato.domains.shapes import Shapes
 from sfumato.domains.sounds import Sounds
 from sfumato.domains.speech import ALPHABET, Speech
+from sfumato.domains.table import Table
 from sfumato.domains.video import Video
 from sfumato.domains.waves import to_wav
 from sfumato.errors import DataError
@@ -429,3 +431,21 @@ def test_a_midi_file_of_a_key_that_there_is_not_is_a_bad_record(tmp_path: Path):
     (tmp_path / "bad.mid").write_bytes(head + b"MTrk" + len(track).to_bytes(4, "big") + track)
     with pytest.raises(DataError, match="no MIDI file"):
         read_midi(tmp_path / "bad.mid")
+
+
+def test_names_in_capitals_are_read_as_those_in_small_letters(tmp_path: Path) -> None:
+    xyz = "3\nwater\nO 0 0 0.117\nH 0 0.757 -0.469\nH 0 -0.757 -0.469\n"
+    csv = "a,b\n" + "".join(f"{k},{k % 2}\n" for k in range(40))
+    fasta = ">one\nACGT\nACGT\n>two\nGGGG\n"
+    found = []
+    for xyz_name, fasta_name, csv_name in (("m.xyz", "s.fasta", "t.csv"), ("M.XYZ", "S.FASTA", "T.CSV")):
+        for name, text in ((xyz_name, xyz), (fasta_name, fasta), (csv_name, csv)):
+            (tmp_path / name).write_text(text)
+        molecules = Molecules(elements=("H", "O"), atoms=4).read(tmp_path / xyz_name)
+        bases = Sequences(dialect="dna", length=8).read(tmp_path / fasta_name)
+        table = Table().read(tmp_path / csv_name)
+        found.append(
+            (len(molecules), bases.domain.text(bases.tensor()), len(table), list(table.domain.leaves))
+        )
+    assert found[0] == found[1]
+    assert found[0][:2] == (1, ["ACGTACGT", "GGGG"])

@@ -134,12 +134,26 @@ def test_recipes_and_data(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "without 'size=8'" in err
     table = tmp_path / "trees.csv"
     table.write_text("height,kind\n" + "".join(f"{k},{'oak' if k % 2 else 'elm'}\n" for k in range(40)))
-    code, out, _ = run(capsys, "data", "check", table, "target=kind", "--domain", "table")
-    assert code == 0
-    assert "height, kind (2)" in out
-    code, _, err = run(capsys, "data", "check", table, "target=size", "--domain", "table")
+    for told in ((), ("--domain", "table")):  # the name of a file says what is in it
+        code, out, _ = run(capsys, "data", "check", table, "target=kind", *told)
+        assert code == 0
+        assert "height, kind (2)" in out
+    code, _, err = run(capsys, "data", "check", table, "target=size")
     assert code == 1
     assert "size" in err
+    bases = tmp_path / "BASES.FASTA"
+    bases.write_text("".join(f">{k}\n{'ACGT' * (k + 1)}\n" for k in range(4)))
+    code, out, _ = run(capsys, "data", "check", bases, "dialect=dna", "length=20")
+    assert code == 0
+    assert "(sequences)" in out
+    music = tmp_path / "music"
+    music.mkdir()
+    (music / "README").write_text("two pieces, neither whole")
+    for name in ("a.MID", "b.mid"):
+        (music / name).write_bytes(b"MThd")
+    code, _, err = run(capsys, "data", "check", music)
+    assert code == 1
+    assert "MIDI" in err
 
 
 def pictures(folder: Path, count: int = 30, size: int = 12) -> Path:

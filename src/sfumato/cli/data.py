@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,19 @@ from cyclopts import App, Parameter
 from ..errors import DataError
 
 app = App(name="data", help="List, fetch and check data.")
+
+_KINDS = {
+    "fields": (".nc",),
+    "molecules": (".sdf", ".xyz"),
+    "music": (".mid", ".midi", ".mxl", ".musicxml"),
+    "sequences": (".fasta", ".fa", ".smi"),
+    "series": (".ts",),
+    "shapes": (".obj", ".off", ".ply"),
+    "sounds": (".wav", ".flac", ".ogg"),
+    "table": (".csv",),
+}
+"""Names of files that say what is in them; others are taken for pictures."""
+_LOOKED_AT = 1000  # files of a folder
 
 
 @app.command(name="list")
@@ -68,11 +83,10 @@ def check(source: str, /, *settings: str, domain: str | None = None) -> int:
     settings
         Of a domain, as in data.settings of a recipe: target=cut dialect=dna
     domain
-        What the data are, as data.domain of a recipe: pictures unless the name says otherwise.
+        What the data are, as data.domain of a recipe. Left out, it is what the name of the data or of most files says:
+        molecules for .sdf, music for .mid, a table for .csv, and so on; pictures for others.
     """
-    from ..domains.catalogue import SOURCES
-
-    kind = domain or (SOURCES[source].card.kind if source in SOURCES else "pictures")
+    kind = domain or _kind(source)
     if kind not in ("pictures", "images"):
         return _examples(source, kind, settings)
     if settings:
@@ -80,6 +94,19 @@ def check(source: str, /, *settings: str, domain: str | None = None) -> int:
             f"pictures are checked as they are, without {settings[0]!r}: give --domain another kind"
         )
     return _pictures(source)
+
+
+def _kind(source: str) -> str:
+    """What the data are by name: of named data their own kind, of files that of most of them."""
+    from ..domains.catalogue import SOURCES
+
+    if source in SOURCES:
+        return SOURCES[source].card.kind
+    path = Path(source).expanduser()
+    files = islice((f for f in path.rglob("*") if f.is_file()), _LOOKED_AT) if path.is_dir() else (path,)
+    known = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes}
+    found = Counter(known.get(Path(f.name.lower().removesuffix(".gz")).suffix, "pictures") for f in files)
+    return max(found, key=found.__getitem__, default="pictures")
 
 
 def _examples(source: str, kind: str, settings: tuple[str, ...]) -> int:

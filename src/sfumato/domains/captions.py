@@ -91,7 +91,7 @@ def _text(path: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _text(path)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         table = csv.DictReader(text.splitlines())
         try:
             yield from ((table.line_num, row) for row in table)

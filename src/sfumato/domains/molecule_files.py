@@ -48,13 +48,13 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
     """The molecules of an .sdf or .xyz file. Raises DataError for another file, or one that holds none."""
     if not path.is_file():
         raise DataError(f"{path} does not exist, or is no file: molecules are one file (.sdf, .xyz)")
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise DataError(f"{path} is of no known kind: a file of molecules ends in .sdf or .xyz")
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path} is larger than {LARGEST} bytes")
     found = Found()
     # a byte that is no UTF-8 becomes half a character, which spoils its record alone
-    for one in _READERS[path.suffix](path.read_text(encoding="utf-8", errors="surrogateescape")):
+    for one in _READERS[path.suffix.lower()](path.read_text(encoding="utf-8", errors="surrogateescape")):
         if one is None:
             found.bad += 1
         else:

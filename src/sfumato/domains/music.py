@@ -134,11 +134,11 @@ class Music(Domain):
                 scores = {
                     one.filename: archive.read(one)
                     for one in sorted(held, key=lambda one: one.filename)
-                    if one.filename.endswith(".mxl") and one.file_size <= LARGEST
+                    if one.filename.lower().endswith(".mxl") and one.file_size <= LARGEST
                 }
             return [lambda n=n, c=c: self._score(c, n) for n, c in scores.items()], about
         path = Path(str(place.path)).expanduser()
-        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not files or not all(file.is_file() for file in files):
             raise DataError(f"{path} holds no music: files of it end in {', '.join(SUFFIXES)}")
         return [lambda file=file: self._file(file) for file in files], {"sources": [path.name]}
@@ -150,7 +150,7 @@ class Music(Domain):
         return score.parts, score.pickup
 
     def _file(self, path: Path) -> tuple[Voices, float]:
-        if path.suffix not in (".mid", ".midi"):
+        if path.suffix.lower() not in (".mid", ".midi"):
             return self._score(content_of(path, LARGEST), str(path))
         tracks, metres = open_midi(path)
         if metres - {(4, 4)}:

@@ -80,9 +80,9 @@ def _open_file(path: Path) -> Records:
         raise DataError(
             f"{path} does not exist, or is no file: text data are one file ({', '.join(SUFFIXES)})"
         )
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is of no known kind: a file of text data ends in {', '.join(SUFFIXES)}")
-    reader = {".csv": _table, ".fasta": _fasta, ".fa": _fasta}.get(path.suffix, _lines)
+    reader = {".csv": _table, ".fasta": _fasta, ".fa": _fasta}.get(path.suffix.lower(), _lines)
     pairs, problems = reader(read_text(path), str(path))
     if problems and not pairs:
         raise DataError(f"{path} holds no records that can be read: {problems[0]}")

@@ -183,7 +183,7 @@ class Sequences(Domain):
     def partial(self, given: str) -> Tensor:
         """States (n, length) with -1 in the gaps, of a text such as "CC?c1ccccc1" or a file of them."""
         path = Path(given)
-        is_file = path.suffix in SUFFIXES and path.is_file()
+        is_file = path.suffix.lower() in SUFFIXES and path.is_file()
         found = open_records(Source(path=path, labels="none")) if is_file else Records((given,))
         if found.left_out:
             raise DataError(f"{given}: {found.left_out} records cannot be read")

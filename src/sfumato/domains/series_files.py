@@ -58,11 +58,11 @@ def open_series(place: Source) -> SeriesTable:
         found, about = named_data(place, "series")
     else:
         path = Path(str(place.path)).expanduser()
-        if not path.is_file() or path.suffix not in SUFFIXES:
+        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
             raise DataError(
                 f"{path} does not exist, or is no file of series: one ends in {' or '.join(SUFFIXES)}"
             )
-        found = (_ts if path.suffix == ".ts" else _csv)(read_text(path), str(path))
+        found = (_ts if path.suffix.lower() == ".ts" else _csv)(read_text(path), str(path))
         about = {"sources": [path.name]}
     if place.licence:
         about["licence"] = place.licence

@@ -351,7 +351,7 @@ def _open(place: Source) -> tuple[list[str], list[list[str]], dict[str, Any]]:
         if not path.is_file():
             raise DataError(f"{path} does not exist, or is no file: a table is one .csv or .parquet file")
         about = {"sources": [path.name]}
-        sheet = _parquet(path) if path.suffix == ".parquet" else read_csv(read_text(path), str(path))
+        sheet = _parquet(path) if path.suffix.lower() == ".parquet" else read_csv(read_text(path), str(path))
     rows = [row for _, row in sheet.rows if any(row)]
     if not rows and sheet.bad:
         raise DataError(f"{place.name or place.path}, line {sheet.bad[0].line}: {sheet.bad[0].problem}")
