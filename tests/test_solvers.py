@@ -2,77 +2,53 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
-from torch import nn
 
-from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture, InPhase
+from sfumato.denoisers import ClassifierFree, Denoiser, GaussianMixture
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import (
-    CLEAN,
     DDPM,
     EDM,
     VE,
     Cosine,
     Flow,
     Gaussian,
-    Langevin,
-    LawBroken,
     Linear,
     Prediction,
-    Shifted,
     Sigmoid,
-    SubVP,
     ZeroTerminalSNR,
 )
 from sfumato.solvers import (
     DDIM,
-    DEIS,
-    GRIDS,
     PLMS,
     PNDM,
-    SOLVERS,
-    SSCS,
-    TABLEAUX,
     Adams,
     AdamsMoulton,
     Ancestral,
     DPMpp2M,
-    DPMpp3M,
     DPMppS,
-    DPMSolver,
-    Driver,
     EDMSolver,
     Euler,
     FlowGrid,
     Heun,
     KarrasGrid,
     LogSNRGrid,
-    PredictorCorrector,
     RungeKutta,
-    SASolver,
     UniformGrid,
     UniPC,
     build_grid,
-    build_solver,
-    check_solver,
     integrate,
     sample,
-    steps_within,
 )
 from sfumato.solvers.laws import (
     SMOOTH,
@@ -83,271 +59,11 @@ from sfumato.solvers.laws import (
     interior_levels,
     output_law,
 )
-from sfumato.solvers.runge_kutta import heun_step
-from sfumato.solvers.solver import FRAMES, frame_at
-
-DETERMINISTIC = [
-    *(DDIM(), *map(Euler, FRAMES), *map(Heun, FRAMES), DPMpp2M(), EDMSolver(churn=0.0)),
-    *(
-        Adams(4),
-        Adams(2, "sigma"),
-        Adams(3, "angle"),
-        Adams(3, "x0-exponential"),
-        Adams(3, "eps-exponential"),
-    ),
-    *(AdamsMoulton(2, 0), AdamsMoulton(2, 3), AdamsMoulton(4, 5), AdamsMoulton(3, 4, "flow")),
-    *(DEIS(2), DPMSolver(2), DPMSolver(3), DPMppS(2), DPMppS(3), DPMpp3M()),
-    *(UniPC(1, "bh1"), UniPC(2), UniPC(3), UniPC(3, corrector=False), PNDM(), PLMS()),
-    *(
-        RungeKutta("midpoint"),
-        RungeKutta("ralston", "sigma"),
-        RungeKutta("kutta3", "angle"),
-        RungeKutta("rk4"),
-    ),
-]
-STOCHASTIC = [DDIM(eta=1.0), DDIM(eta=0.5), Ancestral(), Ancestral("chain"), EDMSolver()]
-SCHEDULES = [Flow(), Linear(), Cosine(), EDM(), ZeroTerminalSNR(), SubVP(), Shifted(VE(), 0.5)]
-
-
-def name(part) -> str:
-    return "-".join(str(value) for value in part.to_json().values())[:40]
-
+from solver_cases import DETERMINISTIC, STOCHASTIC, Small, apart, each_schedule, hills, name, run
 
 each_deterministic = pytest.mark.parametrize("solver", DETERMINISTIC, ids=name)
+
 each_solver = pytest.mark.parametrize("solver", DETERMINISTIC + STOCHASTIC, ids=name)
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
-
-
-class Small(nn.Module):
-    def __init__(self, classes: int = 3, out: int = 1):
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.first = nn.Parameter(0.4 * torch.randn(12, 32, generator=generator))
-        self.last = nn.Parameter(0.3 * torch.randn(32, 12 * out, generator=generator))
-        self.table = nn.Parameter(torch.randn(classes + 1, 12, generator=generator))
-
-    def forward(self, x, noise_level, condition=None):
-        flat = x.flatten(1)
-        if condition is not None:
-            flat = flat + self.table[condition["label"]]
-        out = torch.tanh(flat @ self.first + noise_level[:, None]) @ self.last
-        return out.reshape(len(x), -1, *x.shape[2:])
-
-
-def hills(process):
-    return GaussianMixture(
-        process,
-        torch.tensor([[-1.0, 0.4], [0.9, -0.2]]),
-        torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.15, -0.05], [-0.05, 0.35]]]),
-        torch.tensor([0.35, 0.65]),
-    )
-
-
-# -- the law of each solver ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", SOLVERS)
-def test_check_solver_passes_the_defaults(kind):
-    check_solver(build_solver(kind))
-
-
-@pytest.mark.parametrize(
-    "solver",
-    [DDIM(eta=1.0), Ancestral("chain"), Ancestral("learned"), Heun("time"), EDMSolver(churn=0.0)],
-    ids=name,
-)
-def test_check_solver_passes_their_variants(solver):
-    check_solver(solver)
-
-
-@dataclass(frozen=True)
-class Lopsided(Heun):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        euler, _ = Euler(self.frame).step(denoise, process, x, t, s, carry, noise)
-        heun = heun_step(self.frame, denoise, process, x, t, s)
-        return 0.9 * heun + 0.1 * euler, None  # the two slopes at 0.55 and 0.45
-
-
-@dataclass(frozen=True)
-class LopsidedOnce(Heun):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        c, u, a, b = frame_at(self.frame, process, t)
-        c_end, u_end, a_end, b_end = frame_at(self.frame, process, s)
-        first = denoise(x, t).combine(a, b)
-        x_s = c_end / c * x + c_end * (u_end - u) * first
-        if s.sigma == 0:
-            return x_s, None
-        slope = 0.55 * first + 0.45 * denoise(x_s, s).combine(a_end, b_end)
-        return c_end / c * x + c_end * (u_end - u) * slope, None
-
-
-@dataclass(frozen=True)
-class WrongSlope(DPMpp2M):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        if carry is not None:  # the last level written down wrongly: 1 / 2r comes out 10% too small
-            carry = carry[0], t.log_snr - 1.1 * (t.log_snr - carry[1])
-        return super().step(denoise, process, x, t, s, carry, noise)
-
-
-@dataclass(frozen=True)
-class TooNoisy(Ancestral):
-    @property
-    def serves(self):
-        return (Gaussian,)
-
-    def step(self, denoise, process, x, t, s, carry, noise):
-        x_s, carry = super().step(denoise, process, x, t, s, carry, noise)
-        return x_s + 0.3 * math.sqrt(max(process.lag(t, s), 0)) * noise.normal(x), carry
-
-
-@dataclass(frozen=True)
-class Remembers(Euler):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        object.__setattr__(self, "last", float(x.sum()))
-        return super().step(denoise, process, x, t, s, carry, noise)
-
-
-SHARED: list = []
-
-
-@dataclass(frozen=True)
-class Leaks(Euler):
-    """Keeps its carry outside: two runs at once read each other's."""
-
-    def step(self, denoise, process, x, t, s, carry, noise):
-        last = SHARED[0] if carry else x
-        SHARED[:] = [x]
-        return super().step(denoise, process, x + 1e-3 * (x - last), t, s, carry, noise)[0], True
-
-
-@dataclass(frozen=True)
-class Centres(Euler):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        x, carry = super().step(denoise, process, x, t, s, carry, noise)
-        return x - 1e-3 * x.mean(0), carry
-
-
-@dataclass(frozen=True)
-class Boasts(Euler):
-    order: ClassVar[int] = 2
-
-
-@dataclass(frozen=True)
-class Divides(DPMpp2M):
-    def step(self, denoise, process, x, t, s, carry, noise):
-        x, carry = super().step(denoise, process, x, t, s, carry, noise)
-        return x * (s.sigma / s.sigma if s.sigma else math.nan), carry
-
-
-@pytest.mark.parametrize(
-    ("solver", "words"),
-    [
-        (Lopsided(), "3 a step|evaluations"),
-        (LopsidedOnce(), "order 2 but .* order 1"),
-        (WrongSlope(), "order 2 but .* order 1"),
-        (TooNoisy(), "misses the law"),
-        (Remembers(), "changed by a run"),
-        (Leaks(), "in turns"),
-        (Centres(), "alone differs"),
-        (Boasts(), "order 2 but"),
-        (Divides(), "not finite|clean"),
-    ],
-    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
-)
-def test_check_solver_catches_planted_defects(solver, words):
-    SHARED.clear()
-    with pytest.raises((LawBroken, SolverError), match=words):
-        check_solver(solver)
-
-
-def test_check_solver_wants_a_frozen_dataclass():
-    class Melted:
-        kind = "melted"
-
-    with pytest.raises(LawBroken, match="frozen"):
-        check_solver(Melted())  # type: ignore[arg-type]
-
-
-def strict(part):
-    """What another program makes of a part's JSON, which knows no infinity and no NaN."""
-    return json.loads(json.dumps(part.to_json(), allow_nan=False))
-
-
-@pytest.mark.parametrize("kind", SOLVERS)
-def test_what_a_solver_writes_is_json_and_makes_it_again(kind):
-    plain = build_solver(kind)
-    assert build_solver(**strict(plain)) == plain
-    corrected = (
-        PredictorCorrector(plain) if kind != "predictor-corrector" else PredictorCorrector(Heun("angle"))
-    )
-    assert build_solver(**strict(corrected)) == corrected
-    # a number that JSON cannot hold is refused, or stands for one that it can
-    numbers = [f.name for f in fields(plain) if type(getattr(plain, f.name)) in (int, float)]
-    for field in {*numbers, "s_max"} & set(vars(plain)):
-        for value in (math.inf, math.nan):
-            try:
-                other = replace(plain, **{field: value})
-            except SolverError:
-                continue
-            assert build_solver(**strict(other)) == other
-
-
-class Counts:
-    """A denoiser that counts its calls, and predicts a variance half-way between the bounds."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.process, self.calls = denoiser, denoiser.process, 0
-
-    def __call__(self, x_t, t, condition=None):
-        self.calls += 1
-        return replace(self.denoiser(x_t, t, condition), variance=torch.zeros_like(x_t))
-
-
-STEPPING = [
-    *(
-        cls()
-        for cls in SOLVERS.values()
-        if not issubclass(cls, Driver) and {Gaussian, Langevin} & {*cls().serves}
-    ),
-    *(RungeKutta(method) for method in TABLEAUX),
-    *(Heun("sigma"), DPMSolver(1), DPMppS(2), Ancestral("learned"), AdamsMoulton(4, 5)),
-    *(SSCS(midpoint=True), SASolver(3, 0), PredictorCorrector(PNDM(), corrections=2)),
-]
-
-
-@pytest.mark.parametrize("schedule", [Flow(), Linear(), EDM(), VE(), ZeroTerminalSNR()], ids=name)
-def test_a_run_asks_as_often_as_its_solver_says(schedule):
-    plain = hills(Gaussian(schedule))
-    for solver in STEPPING:
-        denoiser = Counts(InPhase(plain, Langevin()) if Langevin in solver.serves else plain)
-        process = denoiser.process
-        like = torch.empty(1, *process.state_shape((2,)), dtype=torch.float64)
-        for grid, steps in itertools.product((FlowGrid(), UniformGrid(0.6)), (1, 2, 5)):
-            if steps < solver.least_steps:
-                continue
-            levels = grid.levels(process, steps)
-            pure = levels[0].alpha == 0
-            if pure and getattr(solver, "frame", "") == "sigma":  # which refuses to start there
-                continue
-            denoiser.calls = 0
-            integrate(denoiser, solver, levels, process.prior(like, Noise(0, 1), levels[0]), Noise(0, 1))
-            saved = 1 if pure and steps > 1 and isinstance(solver, EDMSolver) else 0  # as its docstring says
-            assert denoiser.calls == solver.cost(steps) - saved, (solver, grid, steps)
-            assert steps_within(solver, solver.cost(steps)) == steps, (solver, steps)
-
-
-@pytest.mark.parametrize("solver", [SASolver(), EDMSolver(churn=0.4)], ids=name)
-def test_without_an_upper_end_noise_is_renewed_at_every_level(solver):
-    """None, infinity and a number beyond all levels are one interval, and an end among the levels is another."""
-    model, x = hills(Gaussian(EDM())), 80 * Noise(0, 4).normal(torch.empty(4, 2, dtype=torch.float64))
-    levels = KarrasGrid().levels(model.process, 8)
-    ends = [
-        integrate(model, replace(solver, s_max=s_max), levels, x, Noise(1, 4))
-        for s_max in (None, math.inf, 1e6, 3.0)
-    ]
-    assert torch.equal(ends[0], ends[1])
-    assert torch.equal(ends[0], ends[2])
-    assert not torch.equal(ends[0], ends[3])
 
 
 # -- order -----------------------------------------------------------------------------------------------------------
@@ -468,20 +184,6 @@ def test_adams_moulton_reaches_it_exactly_where_the_flow_is_a_line_and_soon_wher
     assert left("flow", 6) < 1e-9
     assert left("mixed", 24) < 0.05
     assert left("mixed", 96) < left("mixed", 24) / 3.5 ** min(orders[0], 3)
-
-
-# -- one number, two solvers -----------------------------------------------------------------------------------------
-
-
-def run(solver, process, levels, parameterisation="v", dtype=torch.float64, seed=0):
-    denoiser = Denoiser(Small().to(dtype), process, parameterisation)
-    shape = torch.empty(5, 3, 2, 2, dtype=dtype)
-    noise = Noise(seed, 5)
-    return integrate(denoiser, solver, levels, process.prior(shape, noise, levels[0]), noise).detach()
-
-
-def apart(a, b):
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1))
 
 
 @each_schedule
@@ -714,174 +416,3 @@ def test_samples_take_the_type_asked_for():
         like=torch.empty(0, dtype=torch.float64),
     )
     assert out.dtype == torch.float64
-
-
-# -- the loop --------------------------------------------------------------------------------------------------------
-
-
-def test_the_callback_sees_every_step():
-    process, seen = Gaussian(Flow()), []
-    denoiser = Denoiser(Small(), process)
-
-    def callback(done, steps, x, prediction):
-        seen.append((done, steps, x.clone(), prediction.level.time))
-
-    levels = UniformGrid().levels(process, 4)
-    out = sample(denoiser, Noise(0, 2), (3, 2, 2), solver=Euler(), levels=levels, callback=callback)
-    assert [row[:2] for row in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert torch.equal(seen[-1][2], out)
-    assert [row[3] for row in seen] == pytest.approx([1.0, 0.75, 0.5, 0.25])
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_state_that_stops_being_finite_names_its_step(value):
-    process = Gaussian(Flow())
-
-    class Fails(Small):
-        def forward(self, x, noise_level, condition=None):
-            out = super().forward(x, noise_level, condition)
-            return out * value if float(noise_level[0]) < 0 else out
-
-    with pytest.raises(SolverError, match=r"not finite after step 4 of 6 \(time 0.5 to 0.3333\)"):
-        sample(
-            Denoiser(Fails(), Gaussian(Shifted(Flow(), 0.99))),
-            Noise(0, 2),
-            (3, 2, 2),
-            solver=Euler(),
-            levels=UniformGrid().levels(Gaussian(Shifted(Flow(), 0.99)), 6),
-        )
-    del process
-
-
-def test_a_process_that_is_not_served_is_refused():
-    class Masked:
-        """Another kind of process."""
-
-    class Model:
-        process = Masked()
-
-    levels = FlowGrid().levels(Gaussian(Flow()), 3)
-    for solver in (Euler(), Ancestral()):
-        words = f"the {solver.kind} solver serves Gaussian.* processes, not Masked"
-        with pytest.raises(SolverError, match=words):
-            integrate(Model(), solver, levels, torch.zeros(2, 2), Noise(0, 2))  # type: ignore[arg-type]
-        with pytest.raises(SolverError, match=words):
-            sample(Model(), Noise(0, 2), (2,), solver=solver, levels=levels)  # type: ignore[arg-type]
-
-
-# -- grids -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", GRIDS)
-@each_schedule
-def test_grids_rise_from_the_start_to_clean_data_in_so_many_steps(kind, schedule):
-    process = Gaussian(schedule)
-    for steps in (1, 2, 7, 50):
-        for start in (1.0, 0.6):
-            levels = build_grid(kind, start=start).levels(process, steps)
-            assert len(levels) == steps + 1
-            assert levels[-1].sigma == 0
-            assert levels[-1].alpha == 1
-            assert all(s.log_snr > t.log_snr for t, s in pairwise(levels))
-            first = process.level(start)
-            if kind in (
-                "angle",
-                "karras",
-                "log-snr",
-            ):  # they stop at sigma / alpha = 80 on the way to infinity
-                assert levels[0].sigma / levels[0].alpha == pytest.approx(
-                    80 if first.alpha == 0 else first.sigma / first.alpha, rel=1e-9
-                )
-            else:
-                assert levels[0] == first
-
-
-def test_grids_are_the_formulas_of_their_papers():
-    process = Gaussian(EDM())
-    karras = KarrasGrid().levels(process, 18)
-    i = np.arange(18)
-    want = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    assert [row.sigma for row in karras[:-1]] == pytest.approx(want.tolist(), rel=1e-9)
-    uniform = UniformGrid().levels(process, 18)  # EDM's own time is that of its grid
-    assert [row.sigma for row in uniform] == pytest.approx([row.sigma for row in karras], rel=1e-9)
-    even = LogSNRGrid().levels(Gaussian(Linear()), 10)
-    gaps = np.diff([row.log_snr for row in even[:-1]])
-    assert np.allclose(gaps, gaps[0])
-    for schedule in SCHEDULES:
-        u = [row.sigma / (row.sigma + row.alpha) for row in FlowGrid().levels(Gaussian(schedule), 8)]
-        assert np.allclose(np.diff(u), -u[0] / 8)
-    same = FlowGrid().levels(Gaussian(Flow()), 8)
-    assert [row.time for row in same] == pytest.approx([1 - k / 8 for k in range(9)])
-
-
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "8", 100_001])
-@pytest.mark.parametrize("kind", GRIDS)
-def test_a_wrong_number_of_steps_is_refused(kind, steps):
-    with pytest.raises(SolverError, match="steps must be a whole number from 1"):
-        build_grid(kind).levels(Gaussian(Flow()), steps)
-
-
-def test_lists_of_levels_that_go_wrong_are_refused():
-    process = Gaussian(Flow())
-    denoiser, x, noise = Denoiser(Small(), process), torch.zeros(2, 3, 2, 2), Noise(0, 2)
-    levels = UniformGrid().levels(process, 5)
-    with pytest.raises(SolverError, match="reverse it"):
-        integrate(denoiser, Euler(), levels[::-1], x, noise)
-    with pytest.raises(SolverError, match="from entry 1 to 2"):
-        integrate(denoiser, Euler(), [levels[0], levels[2], levels[2], levels[3]], x, noise)
-    with pytest.raises(SolverError, match="reverse it"):
-        sample(denoiser, noise, (3, 2, 2), solver=Euler(), levels=[CLEAN, levels[0]])
-    with pytest.raises(SolverError, match="at least two levels"):
-        integrate(denoiser, Euler(), levels[:1], x, noise)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: build_solver("dpm++"), r"did you mean 'dpm\+\+"),
-        (lambda: build_solver("ddim", etta=1.0), "did you mean 'eta'"),
-        (lambda: DDIM(eta=1.5), r"\[0, 1\]"),
-        (lambda: DDIM(eta=math.nan), r"\[0, 1\]"),
-        (lambda: Euler("flwo"), "did you mean 'flow'"),
-        (lambda: Heun("x"), "allowed are flow, sigma, angle, mixed, time"),
-        (lambda: Ancestral("larg"), "allowed are lag, chain, learned"),
-        (lambda: EDMSolver(churn=-1.0), "churn >= 0"),
-        (lambda: build_grid("karas"), "did you mean 'karras'"),
-        (lambda: build_grid("karras", rhoo=7), "did you mean 'rho'"),
-        (lambda: FlowGrid(start=1.5), r"\(0, 1\]"),
-        (lambda: UniformGrid(start=0.0), r"\(0, 1\]"),
-        (lambda: FlowGrid(rho=0.0), "rho of a flow grid"),
-        (lambda: KarrasGrid(rho=0.0), "rho of a Karras grid"),
-        (lambda: KarrasGrid(sigma_min=5.0, sigma_max=1.0).levels(Gaussian(Flow()), 5), "smallest < largest"),
-    ],
-)
-def test_wrong_values_are_refused(make, words):
-    with pytest.raises(SolverError, match=words):
-        make()
-
-
-def test_the_learned_variance_lies_between_its_bounds():
-    process = Gaussian(Linear())
-    with pytest.raises(SolverError, match="no learned variance"):
-        run(Ancestral("learned"), process, FlowGrid(0.98).levels(process, 3))
-    model = hills(process)
-
-    class Says:
-        def __init__(self, weight):
-            self.process, self.weight = process, weight
-
-        def __call__(self, x_t, t, condition=None):
-            said = model(x_t, t)
-            return Prediction(said.value, "x0", x_t, said.level, process, torch.full_like(x_t, self.weight))
-
-    x, levels = torch.randn(4, 2, dtype=torch.float64), FlowGrid(0.98).levels(process, 6)
-    for weight, variance in ((-1.0, "lag"), (1.0, "chain")):
-        learned = integrate(Says(weight), Ancestral("learned"), levels, x, Noise(0, 4))
-        assert apart(learned, integrate(model, Ancestral(variance), levels, x, Noise(0, 4))) < 1e-9
-
-
-def test_solvers_and_grids_are_made_again_from_what_they_write():
-    for solver in DETERMINISTIC + STOCHASTIC:
-        assert build_solver(**solver.to_json()) == solver
-    for cls in GRIDS.values():
-        assert build_grid(**cls().to_json()) == cls()
