@@ -182,6 +182,35 @@ def test_the_exact_posterior_is_bayes_rule():
     assert float(constant.max() - constant.min()) < 1e-8
 
 
+def test_no_method_goes_astray_on_fields_whose_power_falls_steeply():
+    """Powers fall as k^-3: the mean is 100 times as uncertain as white data would have it, details a hundredth."""
+    side = 16
+    k = torch.fft.fftfreq(side, dtype=torch.float64)
+    power = (k[:, None].square() + k.square() + 0.2 / side**2) ** -1.5
+    line = torch.fft.ifft2(power).real
+    i, j = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    covariance = line[(i[:, None] - i) % side, (j[:, None] - j) % side] / line[0, 0]
+    fields = GaussianMixture(FLOW, torch.zeros(1, side * side).double(), covariance[None])
+    means = torch.nn.functional.avg_pool2d(
+        torch.eye(side * side).double().view(-1, 1, side, side), 2
+    ).flatten(1)
+    operator = Linear(means.T, (side * side,))
+    x = normal(24, side * side) @ torch.linalg.cholesky(covariance).T
+    y = operator(x) + 0.01 * normal(24, means.shape[1], seed=5)  # with noise, nothing is put on y at the end
+    inner = means.T @ covariance @ means + 1e-4 * torch.eye(means.shape[1])
+    gain = covariance @ means @ torch.linalg.inv(inner)
+    spread = float((covariance - gain @ means.T @ covariance).diagonal().mean().sqrt())
+    far = {}
+    for method in ("ddnm", "pigdm", "dps", "moments"):
+        made = sample_posterior(
+            fields, Measurement(operator, y, 0.01), Noise(0, 24), method=method, solver=AdamsMoulton(),
+            levels=AngleGrid().levels(FLOW, 20), like=x[:0],
+        )  # fmt: skip
+        far[method] = float((made - y @ gain.T).square().mean().sqrt()) / spread
+    assert 0.97 < far["moments"] < 1.03  # draws lie about their mean as far as they should
+    assert max(far.values()) < 1.6, far
+
+
 def test_particles_find_the_shares_of_modes_that_guidance_misses():
     """Two modes of which y prefers one three to two; the standard error of 200 draws is .035."""
     prior = GaussianMixture(
