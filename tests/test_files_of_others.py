@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from sfumato.domains.meshes import read_mesh
+from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
+from sfumato.domains.music import Music
 from sfumato.domains.shapes import Shapes
 
 CORNERS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
@@ -59,3 +62,49 @@ def test_the_places_of_a_ply_are_told_by_their_names():
     assert read_mesh("a.ply", text).corners.tolist() == [list(map(float, corner)) for corner in CORNERS]
     with pytest.raises(ValueError, match=r"a\.ply is no PLY"):
         read_mesh("a.ply", text.replace("float y", "float why"))
+
+
+# --- music ---
+
+CHORALE = {
+    name: [Note(k, 1, pitch) for k in range(8)]
+    for name, pitch in (("Soprano", 72), ("Alto", 67), ("Tenor", 60), ("Bass", 48))
+}
+
+
+def test_capital_suffixes_and_folders_below_are_read(tmp_path: Path):
+    (tmp_path / "bwv").mkdir()
+    for place in ("a.mid", "B.MID", "bwv/c.mid"):
+        (tmp_path / place).write_bytes(midi_bytes(CHORALE))
+    assert Music(steps=16).read(tmp_path).about["pieces"] == 3
+    assert Music(steps=16).read(tmp_path / "B.MID").about["pieces"] == 1
+
+
+def test_in_midi_of_format_0_each_channel_is_a_voice(tmp_path: Path):
+    mido = pytest.importorskip("mido")
+    many = mido.MidiFile(file=io.BytesIO(midi_bytes(CHORALE)))
+    one = mido.MidiFile(type=0, ticks_per_beat=many.ticks_per_beat)
+    one.tracks.append(mido.merge_tracks(many.tracks))
+    one.tracks[0].insert(0, mido.Message("note_on", channel=DRUMS, note=40))  # no pitch
+    one.save(tmp_path / "one.mid")
+    assert list(read_midi(tmp_path / "one.mid").values()) == list(CHORALE.values())
+
+
+def test_no_voice_is_written_as_drums(tmp_path: Path):
+    voices = {f"voice {k}": [Note(0, 1, 60 + k)] for k in range(15)}
+    (tmp_path / "many.mid").write_bytes(midi_bytes(voices))
+    assert read_midi(tmp_path / "many.mid") == voices
+
+
+def test_a_piece_without_a_voice_does_not_teach_that_it_is_silent(tmp_path: Path):
+    (tmp_path / "whole.mid").write_bytes(midi_bytes(CHORALE))
+    (tmp_path / "melody.mid").write_bytes(midi_bytes({"Soprano": CHORALE["Soprano"]}))
+    data = Music(steps=16).read(tmp_path)
+    assert (data.about["pieces"], data.about["left_out"]) == (1, 1)
+    assert data.domain.sounding(data.raw).all()
+
+
+def test_what_is_not_filled_of_a_long_piece_is_said(tmp_path: Path):
+    (tmp_path / "melody.mid").write_bytes(midi_bytes({"Soprano": CHORALE["Soprano"]}))
+    with pytest.warns(UserWarning, match="has 16 steps, of which the first 8 are filled"):
+        Music(steps=8).partial(str(tmp_path / "melody.mid"))

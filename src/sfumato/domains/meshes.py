@@ -57,8 +57,8 @@ def surface_points(mesh: Mesh, count: int, draw: np.random.Generator) -> np.ndar
 def open_meshes(place: Source) -> tuple[list[Mesh], int, dict[str, Any]]:
     """(meshes with a surface, how many files hold none, what the data card says) of a named source, a folder or a file.
 
-    Files in subfolders have the name of the first folder as label. Raises DataError naming what is wrong, if none can be
-    used.
+    Files in subfolders have the name of the first folder as label. Raises DataError naming what is wrong, if none can
+    be used.
     """
     texts, about = labelled_files(place, "shapes", SUFFIXES)
     kept, problem = [], None
