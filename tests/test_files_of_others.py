@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sfumato.domains.fields import Fields
 from sfumato.domains.meshes import read_mesh
 from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
@@ -108,3 +110,54 @@ def test_what_is_not_filled_of_a_long_piece_is_said(tmp_path: Path):
     (tmp_path / "melody.mid").write_bytes(midi_bytes({"Soprano": CHORALE["Soprano"]}))
     with pytest.warns(UserWarning, match="has 16 steps, of which the first 8 are filled"):
         Music(steps=8).partial(str(tmp_path / "melody.mid"))
+
+
+# --- fields ---
+
+
+def climate(path: Path, days: np.ndarray, values: np.ndarray, units: str = "days since 1990-01-01") -> Path:
+    """A file as climate models write them: bounds of the coordinates stand before the variable."""
+    scipy_io = pytest.importorskip("scipy.io")
+    with scipy_io.netcdf_file(str(path), "w") as file:
+        for name, length in (("time", len(days)), ("lat", 4), ("lon", 6), ("bnds", 2)):
+            file.createDimension(name, length)
+        for name, axes, at in (
+            ("time_bnds", ("time", "bnds"), np.stack([days, days + 1], 1)),
+            ("area", ("lat", "lon"), np.ones((4, 6))),
+            ("time", ("time",), days),
+            ("tas", ("time", "lat", "lon"), values),
+        ):
+            made = file.createVariable(name, "f4" if name == "tas" else "f8", axes)
+            made[:] = at
+            if name == "time":
+                made.units, made.bounds = units, "time_bnds"
+            if name == "tas":
+                made.units, made.coordinates = "K", "area"
+    return path
+
+
+def test_bounds_of_coordinates_are_no_fields_and_what_was_never_written_is_a_gap(tmp_path: Path):
+    values = np.random.default_rng(0).normal(280, 10, (30, 4, 6)).astype(np.float32)
+    values[7, 2, 3] = 9.9692099683868690e36  # NetCDF's NC_FILL_FLOAT
+    data = Fields().read(climate(tmp_path / "a.nc", np.arange(30.0), values))
+    assert data.domain.variables == ("tas",)
+    assert (len(data), data.about["left_out"]) == (29, 1)
+    assert 250 < data.domain.mean[0] < 300
+
+
+@pytest.mark.parametrize(
+    ("days", "units", "stretches"),
+    [
+        (np.arange(12 * 365.25, step=365.25 / 12), "days since 1990-01-01", 12),  # months of twelve years
+        (np.arange(0, 24 * 4000, 24), "hours since 1990-01-01", 11),  # days of eleven years
+        (np.arange(0, 200, 0.25), "days since 1990-01-01", 10),  # four times a day
+        (np.arange(48), "months", 4),
+    ],
+)
+def test_neighbours_in_time_are_held_out_together(
+    tmp_path: Path, days: np.ndarray, units: str, stretches: int
+):
+    values = np.random.default_rng(0).normal(size=(len(days), 4, 6)).astype(np.float32)
+    groups = Fields().read(climate(tmp_path / "a.nc", days, values, units)).groups
+    assert len(set(groups)) == stretches
+    assert sum(a != b for a, b in pairwise(groups)) == stretches - 1
