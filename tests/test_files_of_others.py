@@ -16,6 +16,9 @@ from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
 from sfumato.domains.music import Music
 from sfumato.domains.shapes import Shapes
+from sfumato.domains.sounds import Sounds
+from sfumato.domains.waves import to_wav
+from sfumato.errors import DataError
 
 CORNERS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
 FACES = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)]
@@ -161,3 +164,18 @@ def test_neighbours_in_time_are_held_out_together(
     groups = Fields().read(climate(tmp_path / "a.nc", days, values, units)).groups
     assert len(set(groups)) == stretches
     assert sum(a != b for a, b in pairwise(groups)) == stretches - 1
+
+
+# --- sounds ---
+
+
+def test_a_recording_that_begins_later_than_a_piece_is_long_is_counted(tmp_path: Path):
+    late = np.concatenate([np.zeros(9000), np.sin(np.arange(4000) / 5)])
+    (tmp_path / "late.wav").write_bytes(to_wav(late, 8000))
+    with pytest.raises(DataError, match="silent in their first 8000 samples: a stride"):
+        Sounds().read(tmp_path)
+    (tmp_path / "good.wav").write_bytes(to_wav(late[9000:], 8000))
+    data = Sounds().read(tmp_path)
+    assert (len(data), data.about["left_out"]) == (1, 1)
+    assert data.about["left_out_because"] == {"are silent at first": 1}
+    assert set(Sounds(stride=4000).read(tmp_path).groups) == {"good.wav", "late.wav"}
