@@ -13,6 +13,7 @@ import pytest
 from sfumato.domains.fields import Fields
 from sfumato.domains.meshes import read_mesh
 from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
+from sfumato.domains.molecules import Molecules
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
 from sfumato.domains.music import Music
 from sfumato.domains.shapes import Shapes
@@ -179,3 +180,32 @@ def test_a_recording_that_begins_later_than_a_piece_is_long_is_counted(tmp_path:
     assert (len(data), data.about["left_out"]) == (1, 1)
     assert data.about["left_out_because"] == {"are silent at first": 1}
     assert set(Sounds(stride=4000).read(tmp_path).groups) == {"good.wav", "late.wav"}
+
+
+# --- molecules ---
+
+
+def sdf(path: Path, molecules: list, ways: list[int] | None = None) -> Path:
+    chem = pytest.importorskip("rdkit.Chem")
+    with chem.SDWriter(str(path)) as file:
+        for one, way in zip(molecules, ways or [-1] * len(molecules), strict=True):
+            file.write(one, confId=way)
+    return path
+
+
+def test_drawings_are_no_molecules_in_space(tmp_path: Path):
+    """As PubChem and ChEMBL give them unless asked; a flat molecule in space is one."""
+    chem = pytest.importorskip("rdkit.Chem")
+    from rdkit.Chem import AllChem
+
+    drawn, real = (chem.AddHs(chem.MolFromSmiles("c1ccccc1")) for _ in range(2))
+    AllChem.Compute2DCoords(drawn)
+    AllChem.EmbedMolecule(real, randomSeed=1)
+    flat = real.GetConformer()
+    places = flat.GetPositions()
+    places[:, 2] = 0.0
+    flat.SetPositions(places)
+    data = Molecules().read(sdf(tmp_path / "a.sdf", [drawn, real]))
+    assert (len(data), data.about["left_out"]) == (1, 1)
+    with pytest.raises(DataError, match="drawings in 2D"):
+        Molecules().read(sdf(tmp_path / "b.sdf", [drawn]))
