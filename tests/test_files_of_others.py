@@ -16,6 +16,7 @@ from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
 from sfumato.domains.molecules import Molecules
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
 from sfumato.domains.music import Music
+from sfumato.domains.sequences import Sequences
 from sfumato.domains.shapes import Shapes
 from sfumato.domains.sounds import Sounds
 from sfumato.domains.waves import to_wav
@@ -209,3 +210,34 @@ def test_drawings_are_no_molecules_in_space(tmp_path: Path):
     assert (len(data), data.about["left_out"]) == (1, 1)
     with pytest.raises(DataError, match="drawings in 2D"):
         Molecules().read(sdf(tmp_path / "b.sdf", [drawn]))
+
+
+def test_conformations_of_a_molecule_are_held_out_together(tmp_path: Path):
+    chem = pytest.importorskip("rdkit.Chem")
+    from rdkit.Chem import AllChem
+
+    molecules, ways = [], []
+    for text in [a + b + c for a in ("C", "CC", "N") for b in ("C", "N", "O") for c in ("F", "O", "CC")]:
+        one = chem.AddHs(chem.MolFromSmiles(text))
+        ways += list(AllChem.EmbedMultipleConfs(one, 3, randomSeed=1))
+        molecules += [one] * 3
+    data = Molecules().read(sdf(tmp_path / "a.sdf", molecules, ways))
+    kept, held = ({data.groups[row] for row in part.rows} for part in data.split(0.25))
+    assert (len(kept | held), len(kept & held)) == (27, 0)
+    assert Molecules().read(sdf(tmp_path / "b.sdf", molecules[::3])).groups == ()
+    one = Molecules().read(sdf(tmp_path / "c.sdf", molecules[:3], ways[:3]))  # a trajectory
+    assert len(one.split(0.34)[1]) == 1
+
+
+# --- sequences ---
+
+
+def test_what_a_file_holds_twice_is_held_out_both_times_or_not_at_all(tmp_path: Path):
+    texts = ["ACDEFG"] * 10 + [f"KLM{a}" for a in "ACDEFGHIKLMNPQRSTVWY"]
+    (tmp_path / "a.fasta").write_text("".join(f">{k}\n{text}\n" for k, text in enumerate(texts)))
+    data = Sequences(dialect="peptide").read(tmp_path / "a.fasta")
+    for seed in range(5):
+        kept, held = (set(part.domain.text(part.raw)) for part in data.split(0.3, seed))
+        assert not kept & held
+    (tmp_path / "b.fasta").write_text("".join(f">{k}\n{text}\n" for k, text in enumerate(texts[9:])))
+    assert Sequences(dialect="peptide").read(tmp_path / "b.fasta").groups == ()
