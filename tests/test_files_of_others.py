@@ -17,10 +17,13 @@ from sfumato.domains.molecules import Molecules
 from sfumato.domains.motion import NUMBERS, QUATERNIONS, Motion
 from sfumato.domains.music import Music
 from sfumato.domains.sequences import Sequences
+from sfumato.domains.series import Series
 from sfumato.domains.shapes import Shapes
 from sfumato.domains.sounds import Sounds
+from sfumato.domains.table import Table
 from sfumato.domains.waves import to_wav
 from sfumato.errors import DataError
+from sfumato.evaluation.sequences import sequence_measures
 
 CORNERS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
 FACES = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)]
@@ -241,3 +244,41 @@ def test_what_a_file_holds_twice_is_held_out_both_times_or_not_at_all(tmp_path: 
         assert not kept & held
     (tmp_path / "b.fasta").write_text("".join(f">{k}\n{text}\n" for k, text in enumerate(texts[9:])))
     assert Sequences(dialect="peptide").read(tmp_path / "b.fasta").groups == ()
+
+
+def test_sequences_of_many_symbols_are_judged_without_agreement(tmp_path: Path):
+    letters = [chr(0x4E00 + k) for k in range(100)]
+    rows = [f"{letters[k]}{letters[-k]},{'ab'[k % 2]}" for k in range(100)]
+    (tmp_path / "a.csv").write_text("\n".join(["sequence,label", *rows]), encoding="utf-8")
+    train, held = Sequences().read(tmp_path / "a.csv").split(0.2)
+    found = sequence_measures(train.domain, train.domain.text(train.raw), train.targets, train, held)
+    assert {"validity", "novelty"} <= {one.name for one in found}
+    assert "agreement" not in {one.name for one in found}
+
+
+# --- series and tables ---
+
+
+@pytest.mark.parametrize("gap", ["NA", "null", "NaN", ""])
+def test_a_gap_of_a_series_is_written_as_in_tables(tmp_path: Path, gap: str):
+    rows = [f"{s},{t},{gap if (s, t) == (1, 3) else s + t}" for s in range(3) for t in range(6)]
+    (tmp_path / "a.csv").write_text("\n".join(["series,time,x", *rows]))
+    data = Series().read(tmp_path / "a.csv")
+    assert (len(data), data.about["left_out"], data.about["filled"]) == (3, 0, 1)
+    assert data.raw[1, 3, 0] == 4
+
+
+def test_columns_of_parquet_are_of_their_kind(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "whole": list(range(100)), "real": [k / 8 for k in range(100)], "few": [0, 1] * 50, "so": [True, False] * 50,
+        "text": ["a", "1"] * 50, "code": ["007", "010"] * 50, "one": [3] * 100, "half": [0.5, 1.5] * 50,
+    }  # fmt: skip
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    data = Table(format="parquet").read(tmp_path / "a.parquet")
+    data.domain.write(data.tensor(), tmp_path / "out")
+    assert parquet.read_table(tmp_path / "out" / "samples.parquet").to_pydict() == columns
+    empty = {name: leaf[:0] for name, leaf in data.tensor().items()}
+    data.domain.write(empty, tmp_path / "out")
