@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sfumato.domains.fields import Fields
 from sfumato.domains.meshes import read_mesh
@@ -23,6 +24,7 @@ from sfumato.domains.sounds import Sounds
 from sfumato.domains.table import Table
 from sfumato.domains.waves import to_wav
 from sfumato.errors import DataError
+from sfumato.evaluation.motion import own_nearest
 from sfumato.evaluation.sequences import sequence_measures
 
 CORNERS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
@@ -57,6 +59,13 @@ def test_clips_of_one_name_in_two_folders_are_two(tmp_path: Path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "01.txt").write_text(json.dumps({"Frames": [frame.tolist()] * 10}))
     assert set(Motion(frames=8).read(tmp_path).groups) == {"run/01.txt", "walk/01.txt"}
+
+
+def test_windows_are_looked_for_among_many_without_all_pairs_of_them():
+    y = torch.from_numpy(np.random.default_rng(0).normal(size=(100_000, 3)))  # all pairs are 80 GB
+    rows = torch.tensor([5, 70_000, 5])
+    want = [(y[k] - y).norm(dim=1).sort().values[1] for k in rows]
+    assert own_nearest(y, rows).tolist() == pytest.approx([float(d) for d in want])
 
 
 @pytest.mark.parametrize("head", ["OFF\n", "OFF ", "OFF"])
