@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato.cli import main
 from sfumato.domains.fields import Fields
 from sfumato.domains.meshes import read_mesh
 from sfumato.domains.midi import DRUMS, Note, midi_bytes, read_midi
@@ -291,3 +292,19 @@ def test_columns_of_parquet_are_of_their_kind(tmp_path: Path):
     assert parquet.read_table(tmp_path / "out" / "samples.parquet").to_pydict() == columns
     empty = {name: leaf[:0] for name, leaf in data.tensor().items()}
     data.domain.write(empty, tmp_path / "out")
+
+
+def test_data_check_says_why_something_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "quiet.wav").write_bytes(to_wav(np.zeros(900), 8000))
+    (tmp_path / "tone.wav").write_bytes(to_wav(np.sin(np.arange(900)), 8000))
+    rows = [f"{k}.5,{'x' if k == 7 else k},{'ab'[k % 2]}," for k in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["p,q,r,s", *rows]))
+    for place, kind, words in (
+        (tmp_path, "sounds", ["1 left out: they are silent"]),
+        (tmp_path / "a.csv", "table", ["column s left out", "1 cells of q not known"]),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["data", "check", str(place), "--domain", kind])
+        said = capsys.readouterr().out
+        assert not left.value.code
+        assert all(word in said for word in words)
