@@ -64,7 +64,7 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
             found.names |= one[1].keys()
     if not found.molecules:
         raise DataError(
-            f"{path} holds no molecules in space of {', '.join(VALENCES)}: {found.bad} records are none, are drawings "
+            f"{path} holds no molecules of {', '.join(VALENCES)}: {found.bad} records are none, are drawings "
             "in 2D, or no text in UTF-8"
         )
     return found
