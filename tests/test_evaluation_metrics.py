@@ -268,6 +268,29 @@ def test_copying_flags_planted_copies_and_passes_fresh_data():
         copying(fresh, train[:200], train)
 
 
+def test_copies_are_told_of_data_that_come_twice():
+    def some(n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(n, 4))
+        often = rng.random(n) < 0.15
+        x[often] = rng.integers(0, 5, (int(often.sum()), 1))  # of five values
+        return x
+
+    train, held = some(400, 0), some(100, 1)
+    passed = copying(some(1000, 2), held, train)
+    assert not passed.alarm
+    assert passed.measure.value == pytest.approx(0.15, abs=0.05)
+    assert passed.measure.floor == pytest.approx(0.15, abs=0.1)
+    made = some(200, 4)
+    made[:60] = train[:60]
+    assert copying(made, held, train).alarm
+    assert "equal a training sample" in copying(made, held, train).verdict
+    p = np.array(
+        [copying(some(60, 3 * k), some(60, 3 * k + 1), some(200, 3 * k + 2)).p_value for k in range(100)]
+    )
+    assert np.mean(p < 0.05) < 0.12
+
+
 def test_the_p_value_is_exact_for_exchangeable_samples():
     assert tail(0, 10, 1, 99) == pytest.approx(1)
     assert tail(1, 1, 5, 499) == pytest.approx(5 / 500)  # one sample: k/(m + 1)

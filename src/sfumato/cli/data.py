@@ -111,6 +111,8 @@ def _kind(source: str) -> str:
 
 def _examples(source: str, kind: str, settings: tuple[str, ...]) -> int:
     """Data of any other kind, read as training would read them."""
+    from rich.markup import escape
+
     from ..domains import build_domain
     from ..recipes.recipe import parse_overrides
     from .show import console, pairs
@@ -129,8 +131,29 @@ def _examples(source: str, kind: str, settings: tuple[str, ...]) -> int:
             "licence": card["licence"],
         }
     )
+    for note in _notes(card):
+        console.print(f"note: {escape(note)}", soft_wrap=True)
     console.print("fit to train on")
     return 0
+
+
+def _notes(card: Mapping[str, Any]) -> list[str]:
+    """What a data card says of what was left out or changed in reading, a line each."""
+    found = [
+        f"{count} left out: they {why}" for why, count in card.get("left_out_because", {}).items() if count
+    ]
+    found += [f"left out: {one}" for one in card.get("skipped_corrupt", ())]
+    found += [
+        f"column {name} left out: it is missing throughout" for name in card.get("left_out_columns", ())
+    ]
+    found += [
+        f"{n} cells of {name} not known, and missing" for name, n in card.get("unknown_values", {}).items()
+    ]
+    if card.get("filled"):
+        found.append(f"{card['filled']} missing values put between their neighbours")
+    if "labels_left_out" in card:
+        found.append(f"labels are not read: {card['labels_left_out']}, so they are names")
+    return found
 
 
 def _state(shape: Any, symbols: Any) -> str:

@@ -175,6 +175,14 @@ class Domain:
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
+FEW_GROUPS = 20
+
+
+def alike(names: Sequence[str]) -> tuple[str, ...]:
+    """Groups of examples by what they have in common; () if no two have, or if they are too few to hold any out."""
+    return tuple(names) if FEW_GROUPS <= len(set(names)) < len(names) else ()
+
+
 @dataclass(frozen=True)
 class Examples(Rows):
     """A set of examples with their labels: what `Domain.read` gives.

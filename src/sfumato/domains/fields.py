@@ -5,8 +5,9 @@ several variables of one grid are channels of one example. A model sees x = (val
 deviation a variable over all the data, so what it makes is turned back into the units of the file without loss.
 
 Neighbouring tiles know each other: what is held out is whole squares of `block` tiles, and what was measured at other
-times is another example of the same square. Tiles with gaps (NaN, or the file's missing value) are left out and
-counted.
+times is another example of the same square. Whole fields are held out by stretches of time: years, or tenths of the
+time there is where that is less than ten; twelve of them where the file does not say when they were. Tiles with gaps
+(NaN, the file's missing value or NetCDF's own) are left out and counted.
 
 Files are NetCDF-3, which SciPy reads and writes; a sample is written as one, with the names and units of the data.
 Packed ones hold whole numbers p with value = p scale_factor + add_offset, which are unpacked.
@@ -36,15 +37,27 @@ _SCALES = {
     "diverging": ((20, 60, 140), (130, 170, 215), (245, 245, 245), (230, 150, 120), (150, 30, 40)),
 }
 _LEAST = 1e-12
+_NEVER_WRITTEN = 9.969e36  # NetCDF's own value of a gap is 9.96921e36
+_DAYS = {
+    "second": 1 / 86400,
+    "minute": 1 / 1440,
+    "min": 1 / 1440,
+    "hour": 1 / 24,
+    "hr": 1 / 24,
+    "h": 1 / 24,
+    "day": 1,
+}
+_YEAR = 365.2425
 
 
 @dataclass(frozen=True)
 class Fields(Drawn):
     """Fields of (variables, height, width), states float32.
 
-    variables: names in the file; () takes all on the grid of the first. size: of a tile, (height, width) or one number;
-    None takes whole fields. block: tiles on a side of a square that is held out as one. mean, std: of each variable; ()
-    takes those of the data. units: of each variable. colours: "terrain" or "diverging", for pictures.
+    variables: names in the file; () takes all on the grid of the first, but for coordinates and their bounds. size: of
+    a tile, (height, width) or one number; None takes whole fields. block: tiles on a side of a square that is held out
+    as one. mean, std: of each variable; () takes those of the data. units: of each variable. colours: "terrain" or
+    "diverging", for pictures.
     Raises DataError for values that are none of these.
     """
 
@@ -82,7 +95,7 @@ class Fields(Drawn):
         from sfumato.domains.images import as_source
 
         place = as_source(source)
-        found, units, about = _open(place, self.variables)
+        found, units, about, days = _open(place, self.variables)
         names, whole = tuple(found), np.stack(list(found.values()), 1)  # (time, variables, y, x)
         height, width = self.size or whole.shape[2:]
         down, across = whole.shape[2] // height, whole.shape[3] // width
@@ -93,8 +106,8 @@ class Fields(Drawn):
         cut = cut.reshape(times, len(names), down, height, across, width).transpose(0, 2, 4, 1, 3, 5)
         tiles = np.ascontiguousarray(cut.reshape(-1, len(names), height, width))
         squares = [f"{i // self.block},{j // self.block}" for i in range(down) for j in range(across)] * times
-        if down * across == 1:  # whole fields differ in time alone: years are held out
-            squares = [f"{t // 12}" for t in range(times)]
+        if down * across == 1:  # whole fields differ in time alone
+            squares = _stretches(days, times)
         kept = np.flatnonzero(np.isfinite(tiles).all((1, 2, 3)))
         if not len(kept):
             raise DataError(f"every tile of {place.name or place.path} has a gap")
@@ -188,8 +201,8 @@ def _column(values: Sequence[float]) -> Tensor:
 
 def _open(
     place: Source, wanted: Sequence[str]
-) -> tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, Any]]:
-    """(variables (time, y, x) by name, their units, what the data card says) of a source."""
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, Any], np.ndarray | None]:
+    """(variables (time, y, x) by name, their units, what the data card says, days of the times or None) of a source."""
     if place.name is not None:
         from sfumato.domains.sources import named_file
 
@@ -208,11 +221,20 @@ def _open(
                 for name, v in file.variables.items()
                 if v.data.ndim in (2, 3) and v.data.dtype.kind in "if"
             }
-            names = [choose(name, held, "variable of the file", DataError) for name in wanted] or list(held)
+            # time_bnds, or the latitude of a grid that is curved
+            beside = {
+                name
+                for v in file.variables.values()
+                for key in ("bounds", "coordinates")
+                for name in _text(getattr(v, key, b"")).split()
+            }
+            names = [choose(name, held, "variable of the file", DataError) for name in wanted]
+            names = names or [name for name in held if name not in beside]
             if not names:
                 raise DataError(f"{path} holds no variable of two or three dimensions")
             found = {name: _clean(held[name]) for name in names}
             units = {name: _text(getattr(held[name], "units", b"")) for name in names}
+            days = _days(file.variables.get(held[names[0]].dimensions[0]))
     except DataError:
         raise
     except (ValueError, TypeError, OSError, LookupError, MemoryError) as error:
@@ -220,7 +242,22 @@ def _open(
     kept = {name: v for name, v in found.items() if v.shape == found[names[0]].shape}
     if wanted and len(kept) < len(found):
         raise DataError(f"the variables {', '.join(names)} are not of one grid")
-    return kept, tuple(units[name] for name in kept), about
+    return kept, tuple(units[name] for name in kept), about, days
+
+
+def _days(axis: Any) -> np.ndarray | None:
+    """The times of an axis in days, None for one that says none."""
+    unit, since, _ = _text(getattr(axis, "units", b"")).lower().partition(" since ")
+    per = _DAYS.get(unit.strip().removesuffix("s"))
+    return np.ravel(axis.data).astype(np.float64) * per if since and per else None
+
+
+def _stretches(days: np.ndarray | None, times: int) -> list[str]:
+    """The stretch of time that each of so many fields is of; see the file's head."""
+    if days is None or len(days) != times or not np.isfinite(days).all() or np.ptp(days) <= 0:
+        return [f"{t // 12}" for t in range(times)]
+    length = min(_YEAR, np.ptp(days) / 10 * (1 + 1e-9))  # a little more, so that the last is in the tenth
+    return [f"{int(k)}" for k in (days - days.min()) // length]
 
 
 def _clean(variable: Any) -> np.ndarray:
@@ -236,6 +273,7 @@ def _clean(variable: Any) -> np.ndarray:
     for name in ("missing_value", "_FillValue"):
         if (gap := getattr(variable, name, None)) is not None:
             x[stored.astype(np.float32) == np.float32(np.ravel(gap)[0])] = np.nan
+    x[np.abs(x) >= _NEVER_WRITTEN] = np.nan
     return x if x.ndim == 3 else x[None]
 
 

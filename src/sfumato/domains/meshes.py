@@ -1,8 +1,9 @@
 """Meshes: the files that hold them, and points drawn evenly from their surfaces.
 
     .obj    lines "v x y z" and "f 1 2/2/2 3//3 -1": corners count from 1, or backwards from the last
-    .off    "OFF", then the numbers of corners, faces and edges, the corners, and faces "3 0 1 2"
-    .ply    ASCII, elements vertex (x, y, z first) and face, as points clouds are written too
+    .off    "OFF", then the numbers of corners, faces and edges, the corners, and faces "3 0 1 2"; the first number may
+            stand right behind "OFF", as in many files of ModelNet
+    .ply    ASCII, elements vertex (x, y, z wherever its properties are) and face, as point clouds are written too
 
 A face of more than three corners is cut into triangles around its first. A point on a surface: a triangle with
 probability in proportion to its area, then in it  (1 - √u) a + √u (1 - v) b + √u v c  with u, v uniform, which is
@@ -56,7 +57,8 @@ def surface_points(mesh: Mesh, count: int, draw: np.random.Generator) -> np.ndar
 def open_meshes(place: Source) -> tuple[list[Mesh], int, dict[str, Any]]:
     """(meshes with a surface, how many files hold none, what the data card says) of a named source, a folder or a file.
 
-    Files in subfolders have their folder's name as label. Raises DataError naming what is wrong, if none can be used.
+    Files in subfolders have the name of the first folder as label. Raises DataError naming what is wrong, if none can
+    be used.
     """
     texts, about = labelled_files(place, "shapes", SUFFIXES)
     kept, problem = [], None
@@ -124,9 +126,9 @@ def _rows(lines: Iterable[list[str]], count: int) -> list[list[str]]:
 def _off(text: str) -> tuple[list[list[float]], list[list[int]]]:
     lines = (line.split() for line in text.splitlines() if line.strip() and line[0] != "#")
     first = next(lines)
-    if first[0] != "OFF":
+    if not first[0].startswith("OFF"):
         raise ValueError("it does not begin with OFF")
-    counts = first[1:] or next(lines)
+    counts = [word for word in (first[0].removeprefix("OFF"), *first[1:]) if word] or next(lines)
     corners = [[float(word) for word in row[:3]] for row in _rows(lines, int(counts[0]))]
     return corners, [[int(word) for word in row[1 : 1 + int(row[0])]] for row in _rows(lines, int(counts[1]))]
 
@@ -136,13 +138,17 @@ def _ply(text: str) -> tuple[list[list[float]], list[list[int]]]:
     if next(lines) != ["ply"] or next(lines)[:2] != ["format", "ascii"]:
         raise ValueError("only ASCII is read: save it so")
     counts: dict[str, int] = {}
+    columns: list[str] = []  # of a vertex
     for words in lines:
         if words[0] == "end_header":
             break
         if words[0] == "element":
             counts[words[1]] = int(words[2])
+        elif words[0] == "property" and list(counts) == ["vertex"]:
+            columns.append(words[-1])
     if list(counts)[:1] != ["vertex"] or list(counts)[1:2] not in ([], ["face"]):
         raise ValueError("its elements are not vertex and then face")
-    corners = [[float(word) for word in row[:3]] for row in _rows(lines, counts["vertex"])]
+    at = [columns.index(axis) for axis in "xyz"]
+    corners = [[float(row[k]) for k in at] for row in _rows(lines, counts["vertex"])]
     faces = _rows(lines, counts.get("face", 0))
     return corners, [[int(word) for word in row[1 : 1 + int(row[0])]] for row in faces]

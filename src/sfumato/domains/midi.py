@@ -2,7 +2,8 @@
 
 A file holds tracks, a track messages with delays in ticks, so many a quarter note. Of messages only these matter: one
 starts a note, one of the same channel and pitch ends it (or starts it again at a velocity of 0, which ends it too),
-one names the track, and one says the metre, which is 4/4 where none does.
+one names the track, and one says the metre, which is 4/4 where none does. A file of format 0 has one track for all:
+there each channel counts as one. What is played on the channel of drums has no pitch, and is passed over.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sfumato.errors import DataError, MissingExtra
 TICKS = 480
 LARGEST = 1 << 22  # bytes of a file
 LONGEST = 100_000  # quarter notes of a piece
+DRUMS = 9  # the channel on which keys are drums
 
 
 class Note(NamedTuple):
@@ -40,7 +42,8 @@ def midi_bytes(tracks: Mapping[str, Sequence[Note]], tempo: float = 84.0, progra
     mido = _mido()
     file = mido.MidiFile(ticks_per_beat=TICKS, charset="utf-8")
     file.add_track().append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
-    for channel, (name, notes) in enumerate(tracks.items()):
+    channels = (channel for channel in range(16) if channel != DRUMS)
+    for channel, (name, notes) in zip(channels, tracks.items(), strict=False):
         events = [
             (round(when * TICKS), on, pitch)
             for start, length, pitch in notes
@@ -86,25 +89,27 @@ def open_midi(path: Path) -> tuple[dict[str, list[Note]], set[tuple[int, int]]]:
     if file.ticks_per_beat <= 0:
         raise DataError(f"{path} is no MIDI file with ticks a quarter note")
     for track in file.tracks:
-        if notes := _notes(track, file.ticks_per_beat):
+        for notes in _notes(track, file.ticks_per_beat, apart=file.type == 0):
             name = track.name or f"track {len(found) + 1}"
             found[name if name not in found else f"{name} {len(found) + 1}"] = notes
     said = [one for track in file.tracks for one in track if one.type == "time_signature"]
     return found, {(one.numerator, one.denominator) for one in said}
 
 
-def _notes(track: Any, ticks: int) -> list[Note]:
-    """The notes of a track, in order."""
-    notes, now = [], 0
+def _notes(track: Any, ticks: int, apart: bool) -> list[list[Note]]:
+    """The notes of a track, in order; of each of its channels if they are to be apart."""
+    found: dict[int, list[Note]] = {}
+    now = 0
     open_at: dict[tuple[int, int], int] = {}
     for message in track:
         now += message.time
-        if message.type not in ("note_on", "note_off"):
+        if message.type not in ("note_on", "note_off") or message.channel == DRUMS:
             continue
+        notes = found.setdefault(message.channel if apart else 0, [])
         key = (message.channel, message.note)
         if key in open_at:
             start = open_at.pop(key)
             notes.append(Note(start / ticks, (now - start) / ticks, message.note))
         if message.type == "note_on" and message.velocity:
             open_at[key] = now
-    return sorted(notes)
+    return [sorted(found[channel]) for channel in sorted(found) if found[channel]]

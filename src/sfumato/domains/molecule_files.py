@@ -4,7 +4,8 @@
     XYZ     number of atoms, a line that is passed over, a line "element x y z" an atom; one after another
     QM9     csv inside a wheel, with columns of elements and positions as lists
 
-A block that is none, or has an element whose bonds are not known (`bonds.VALENCES`), is left out and counted.
+A block that is none, or has an element whose bonds are not known (`bonds.VALENCES`), is left out and counted, and so is
+one of an SDF that says "2D": a drawing, in which nothing is where it is in space.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
             found.names |= one[1].keys()
     if not found.molecules:
         raise DataError(
-            f"{path} holds no molecules of {', '.join(VALENCES)}: {found.bad} records are none, or no text in UTF-8"
+            f"{path} holds no molecules of {', '.join(VALENCES)}: {found.bad} records are none, are drawings "
+            "in 2D, or no text in UTF-8"
         )
     return found
 
@@ -92,6 +94,8 @@ def _sdf(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
         try:
             read.SetData(block, sanitize=False, removeHs=False)
             one = read[0]  # a block at a time: a supplier passes over a short one at a file's end
+            if block.split("\n")[1][20:22] == "2D":
+                raise ValueError("a drawing")
             where = one.GetConformer().GetPositions().tolist()
             rows = [(atom.GetSymbol(), *at) for atom, at in zip(one.GetAtoms(), where, strict=True)]
             yield _atoms(rows), {name: one.GetProp(name).strip() for name in one.GetPropNames()}

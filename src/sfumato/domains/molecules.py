@@ -8,9 +8,10 @@ How many atoms there are is told to the network, in training and in sampling, as
 for it. Left open, it is drawn from how often each number is among the data, p(n), and where a property a is asked for,
 from p(n | a) ~ p(n) N(a; mean_n, std_n): large molecules have large polarizabilities.
 
-What is read are SDF and XYZ files and QM9. A record that is no molecule, has too many atoms or an element that the
-model does not know is left out and counted. A property that a record lacks, or that is no finite number, is NaN: the
-network is not told it.
+What is read are SDF and XYZ files and QM9. Conformations of one molecule in a file are held out together, unless it
+holds fewer than 20 molecules, as a trajectory does. A record that is no molecule, has too many atoms or an element
+that the model does not know is left out and counted. A property that a record lacks, or that is no finite number, is
+NaN: the network is not told it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.domains.bonds import Molecule, formula, smiles
-from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.bonds import Molecule, bond_orders, formula, smiles
+from sfumato.domains.examples import Domain, Examples, alike
 from sfumato.domains.molecule_files import Found, open_molecules, open_qm9, to_sdf
 from sfumato.domains.source import Source
 from sfumato.errors import DataError, MissingExtra
@@ -119,7 +120,8 @@ class Molecules(Domain):
                     raise DataError(f"{place.path}: no record has the property {name!r}; it has: {has}")
             domain = replace(domain, **_figures(stored))
         (title,) = about["sources"]
-        data = Examples(domain, stored, name=title, about=about)
+        groups = () if place.name is not None else alike([_bonded(found.molecules[k]) for k in kept])
+        data = Examples(domain, stored, groups=groups, name=title, about=about)
         if place.limit is not None and place.limit < len(data):
             return data.take(np.arange(place.limit) * len(data) // place.limit)
         return data
@@ -230,6 +232,11 @@ class Molecules(Domain):
 
 
 _TILE = 160  # pixels of a drawing
+
+
+def _bonded(molecule: Molecule) -> str:
+    """What conformations of a molecule have in common: its atoms in their order, and their bonds."""
+    return f"{' '.join(molecule[0])} {bond_orders(molecule).tobytes().hex()}"
 
 
 def _each(value: Any, name: str, count: int) -> Tensor:

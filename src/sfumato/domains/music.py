@@ -11,11 +11,12 @@ is all that begins with the same intervals of the soprano. Each window comes in 
 voice within the range that it has in the data: the melody's key says nothing of what follows.
 
 Pieces are MusicXML or MIDI, samples are MIDI; a MIDI file with fewer voices is a piece with gaps. Left out and counted
-are pieces that cannot be read, of another metre, without the first voice, out of range, or shorter than a window.
+are pieces that cannot be read, of another metre, without one of the voices, out of range, or shorter than a window.
 """
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class Music(Domain):
             try:
                 voices, pickup = piece()
                 roll = self.roll(voices)[round(pickup * self.beat) :]
-                if self.voices[0] not in voices:
-                    raise DataError(f"a piece has no {self.voices[0]}, by which melodies are told apart")
+                if missing := [name for name in self.voices if not voices.get(name)]:
+                    raise DataError(f"a piece has no {missing[0]}: a model would learn that it is silent")
                 if len(roll) < self.steps:
                     raise DataError(f"a piece is shorter than {self.steps} steps")
                 rolls.append(roll)
@@ -138,7 +139,9 @@ class Music(Domain):
                 }
             return [lambda n=n, c=c: self._score(c, n) for n, c in scores.items()], about
         path = Path(str(place.path)).expanduser()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        files = (
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
         if not files or not all(file.is_file() for file in files):
             raise DataError(f"{path} holds no music: files of it end in {', '.join(SUFFIXES)}")
         return [lambda file=file: self._file(file) for file in files], {"sources": [path.name]}
@@ -231,6 +234,10 @@ class Music(Domain):
         free = {choose(name, self.voices, "voice", DataError) for name in named.split(",") if name}
         free |= {name for name in self.voices if not voices.get(name)}
         roll = self.roll(voices)[round(pickup * self.beat) :].astype(np.int64)
+        if len(roll) > self.steps:
+            warnings.warn(
+                f"{path} has {len(roll)} steps, of which the first {self.steps} are filled", stacklevel=4
+            )
         window = np.full((self.steps, len(self.voices)), REST)
         window[: len(roll)] = _begun(roll, 0, self.steps)
         window[:, [name in free for name in self.voices]] = -1

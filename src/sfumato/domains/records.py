@@ -260,8 +260,9 @@ def labelled_files(
 ) -> tuple[Texts, dict[str, Any]]:
     """((name, text, label or None) of each file, what the data card says) of a named source, a folder or a file.
 
-    A file in a subfolder has its name as label. Raises DataError for a place without files of such suffixes, for more
-    than `most` of them, and for one of more than LARGEST bytes.
+    A file's name is its path from the place, and its label the first folder on it, whatever is below that. Raises
+    DataError for a place without files of such suffixes, for more than `most` of them, and for one of more than LARGEST
+    bytes.
     """
     if place.hub is not None:
         raise DataError(f"{kind} are read from a named source or a folder, not from the Hub")
@@ -281,13 +282,10 @@ def labelled_files(
         if large := next((one for one in files if one.stat().st_size > LARGEST), None):
             raise DataError(f"{large} is larger than {LARGEST} bytes")
         about = {"sources": [path.name]}
+        parts = [(one.name,) if one == path else one.relative_to(path).parts for one in files]
         found = [
-            (
-                one.name,
-                one.read_text("utf-8", "replace"),
-                None if one.parent == path or one == path else one.parent.name,
-            )
-            for one in files
+            ("/".join(p), one.read_text("utf-8", "replace"), p[0] if len(p) > 1 else None)
+            for p, one in zip(parts, files, strict=True)
         ]
     if place.limit is not None and place.limit < len(found):
         found = [found[k * len(found) // place.limit] for k in range(place.limit)]

@@ -14,7 +14,8 @@ out as the end: a model decides where its sequences stop. With pieces a gap is o
 
 A record that is too long, empty, cannot be read, or holds a symbol that the alphabet does not have is left out and
 counted, and so is a SMILES in a file of one's own that RDKit cannot read, where it is installed (extra "molecules").
-The data card says how many were. If none is left, that is an error.
+The data card says how many were. If none is left, that is an error. A sequence that a file holds twice is held out both
+times or not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.bonds import rdkit
-from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.examples import Domain, Examples, alike
 from sfumato.domains.pieces import Pieces, learn
 from sfumato.domains.records import SUFFIXES, Records, numbered, open_records
 from sfumato.domains.source import Source
@@ -165,7 +166,8 @@ class Sequences(Domain):
         (title,) = found.about["sources"]
         about = found.about | {"left_out": found.left_out + len(cut) - len(kept)}
         domain = replace(domain, length=length, classes=() if labels is None else classes)
-        return Examples(domain, stored, labels, name=title, about=about)
+        groups = () if place.name is not None else alike(["".join(cut[k]) for k in kept])
+        return Examples(domain, stored, labels, groups=groups, name=title, about=about)
 
     def encode(self, stored: Any) -> Tensor:
         """States, int64 (n, length)."""

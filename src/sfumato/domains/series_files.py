@@ -9,9 +9,9 @@
     @data                     .ts: a line a series, channels apart by ":", the label last
     1.5,1.7,2.0:-0.2,?,0.1:walk
 
-A `label` is left out where there are none. A missing value is an empty cell, "?" or "nan". What a series must be is
-judged by the domain that reads it. A series that cannot be read is left out and counted: one with a cell that is no
-number, a row of another length, two labels, or another number of channels than most have.
+A `label` is left out where there are none. A missing value is an empty cell, "?", "nan", "NA", "null" or "none". What a
+series must be is judged by the domain that reads it. A series that cannot be read is left out and counted: one with a
+cell that is no number, a row of another length, two labels, or another number of channels than most have.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sfumato.errors import DataError
 
 AEON = "aeon-1.6.0-py3-none-any.whl"
 SUFFIXES = (".csv", ".ts")
-_MISSING = ("", "?", "nan")
+_MISSING = ("", "?", "nan", "na", "null", "none")
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,10 @@ class Sounds(Domain):
     """Sounds of `length` samples, states float32 (2, window / 2, length / hop).
 
     rate: in Hz; files of another are resampled. stride: 0 takes the beginning of each file, else a piece every so many
-    samples; what is shorter than `length` is filled up with silence. peak: what the loudest sample of each file is
-    brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0 for none. agreement: how often
-    a vocoder's estimates are given magnitudes that have its bands, each time but the first by way of a sound; 0 never.
+    samples; what is shorter than `length` is filled up with silence, and a piece that is silent is none. peak: what the
+    loudest sample of each file is brought to; 0 leaves files as loud as they are. mels: bands that a network is told, 0
+    for none. agreement: how often a vocoder's estimates are given magnitudes that have its bands, each time but the
+    first by way of a sound; 0 never.
     scale: of each bin; () takes those of the data. shown: spectra that a vocoder is shown by, of the data. Raises
     DataError for other values.
     """
@@ -131,6 +132,13 @@ class Sounds(Domain):
                 if np.abs(piece).max() > 0:
                     pieces.append(np.pad(piece, (0, self.length - len(piece))))
                     files.append(number)
+        left_out = dict(found.left_out)
+        if silent := len(found.sounds) - len(set(files)):
+            left_out["are silent at first"] = silent
+        if not pieces:
+            raise DataError(
+                f"all sounds are silent in their first {self.length} samples: a stride takes what is behind them"
+            )
         stored = (np.stack(pieces) * 32768).round().clip(-32768, 32767).astype(np.int16)
         labels, classes = None, self.classes
         if found.classes:
@@ -144,7 +152,7 @@ class Sounds(Domain):
             some = stored[np.arange(_SHOWN) * len(stored) // _SHOWN]
             told = (domain.told(some)["spectrum"] * _STEPS).round().clamp(-127, 127).to(torch.int8)
             domain = replace(domain, shown=base64.b85encode(told.numpy().tobytes()).decode())
-        about = {**found.about, "left_out": sum(found.left_out.values()), "left_out_because": found.left_out}
+        about = {**found.about, "left_out": sum(left_out.values()), "left_out_because": left_out}
         groups = tuple(found.names[k] for k in files)
         return Examples(domain, stored, labels, groups=groups, name=about["sources"][0], about=about)
 

@@ -24,7 +24,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -260,15 +260,27 @@ class Table(Domain):
         except ImportError:
             raise MissingExtra("pyarrow", "tables") from None
         cells = list(zip(*self.rows(samples), strict=True)) or [()] * len(self.columns)
-        kinds = (column["kind"] for column in self.columns)
         columns = {
-            column["name"]: arrow.array([float(c) for c in row] if kind == "number" else row)
-            for column, row, kind in zip(self.columns, cells, kinds, strict=True)
+            column["name"]: arrow.array([_typed(column)(cell) for cell in row])
+            for column, row in zip(self.columns, cells, strict=True)
         }
         memory = io.BytesIO()
         parquet.write_table(arrow.table(columns), memory)
         write_atomically(path, memory.getvalue())
         return path
+
+
+def _typed(column: Mapping[str, Any]) -> Callable[[str], Any]:
+    """What a column's cells are where they need not be text: numbers, whole ones, or whether it is so."""
+    if column["kind"] == "number":
+        return float if column["decimals"] else lambda cell: int(float(cell))
+    values = column["values"] if column["kind"] == "category" else (column["value"],)
+    if set(values) <= {"True", "False"}:
+        return lambda cell: cell == "True"
+    for kind in (int, float):  # "007" and "1_000" are no numbers, since they are not written as such
+        if all(_number(value) == _number(value) and str(kind(float(value))) == value for value in values):
+            return kind
+    return str
 
 
 def _line(cells: Sequence[str]) -> str:

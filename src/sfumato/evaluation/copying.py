@@ -12,6 +12,11 @@ and its upper tail is the p-value of "no more copying than held-out", the uncert
 of count/n is then about q(1 − q)(1/n + 1/m), q = k/(m + 1), so the interval of the fraction is Wilson's for
 nm/(n + m) trials: with n trials, as if τ were known, it would be too narrow.
 
+**Data that come twice.** If a hundredth or more of the held-out samples are in the training set as they are, τ is 0,
+and what is compared is exact copies: their share among the samples with that among held-out ones. Of z such among m
+the next distance is above 0, and so the tail with k = z + 1 is no smaller than the p-value. If half of them are, the
+two sets overlap, and nothing can be told.
+
 What it cannot tell: blurred or very typical samples also lie close to the training data without being copies,
 and mirrored or shifted copies lie far in pixels. Look at the closest pairs, which are part of the answer.
 """
@@ -62,8 +67,8 @@ def tail(count: int, n: int, k: int, m: int) -> float:
 def copying(generated: object, held: object, train: object) -> Copying:
     """Check generated features (n, d) for copies of `train` (N, d), with `held` (m, d) as the yardstick.
 
-    All three in one space (pixels show copies best). `held` must not overlap `train`: its distances of exactly 0
-    raise `DataError` when they make up a hundredth, for then nothing could be told from the comparison.
+    All three in one space (pixels show copies best). `held` must not overlap `train`: its distances of exactly 0 raise
+    `DataError` when they make up a half; see the file's head for fewer.
     """
     x, t = as_pair(generated, train, least=1)
     h, _ = as_pair(held, train, least=1)
@@ -75,22 +80,22 @@ def copying(generated: object, held: object, train: object) -> Copying:
     n, m = len(distances), len(unseen)
     k = max(1, (m + 1) // 100)
     threshold = float(np.sort(unseen)[k - 1])
+    twice = int((unseen == 0).sum())
+    if 2 * twice >= m:
+        raise DataError(f"{twice} of {m} held-out samples are in the training set: split them anew")
     if threshold == 0.0:
-        raise DataError(
-            f"{int((unseen == 0).sum())} of {m} held-out samples are in the training set: split them anew"
-        )
-    expected = k / (m + 1)
-    count = int((distances < threshold).sum())
+        k, expected, count = twice + 1, twice / m, int((distances == 0).sum())
+    else:
+        expected, count = k / (m + 1), int((distances < threshold).sum())
     fraction = count / n
     trials = n * m / (n + m)
     low, high = wilson(fraction * trials, trials)
     p = tail(count, n, k, m)
     alarm = p < ALARM and fraction > expected
     exact = int((distances == 0).sum())
-    shown = (
-        f"{fraction:.2%} of samples [{low:.2%}, {high:.2%}] lie closer to the training data than "
-        f"{expected:.2%} of held-out data do (p = {p:.2g})"
-    )
+    near_to = "lie closer to the training data than" if threshold else "equal a training sample, as"
+    shown = f"{fraction:.2%} of samples [{low:.2%}, {high:.2%}] {near_to} {expected:.2%} of held-out data do"
+    shown += f" (p = {p:.2g})"
     if alarm:
         verdict = f"closer to the training data than held-out data are: look at the closest pairs; {shown}"
     elif p < DOUBT and fraction > expected:
