@@ -342,7 +342,7 @@ def test_kept_spectra_are_of_one_length(tmp_path: Path):
     for samples in (256, 1024, 2048):  # the kept bytes could be put in rows of all of these
         refused(
             lambda n=samples: domain.of_length(n).asked({}, Noise(0, 1)),
-            f"a vocoder of {samples} samples needs",
+            f"a vocoder of {samples} samples is asked",
         )
     for given in ("loud", None, [[1.0], [2.0, 3.0]]):
         refused(lambda given=given: domain.asked({"spectrum": given}, Noise(0, 1)), "a spectrum is numbers")

@@ -118,9 +118,7 @@ class Fields(Drawn):
         std = self.std or tuple(max(float(s), _LEAST) for s in tiles.std((0, 2, 3), dtype=np.float64))
         domain = replace(self, variables=names, size=(height, width), mean=mean, std=std, units=units)
         data = Examples(domain, tiles, groups=tuple(squares[k] for k in kept), name=title, about=about)
-        if place.limit is not None and place.limit < len(data):
-            return data.take(np.arange(place.limit) * len(data) // place.limit)
-        return data
+        return data.spread(place.limit)
 
     def encode(self, stored: Any) -> Tensor:
         """States (value - mean) / std, float32 (n, variables, height, width)."""

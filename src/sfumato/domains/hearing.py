@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,9 @@ def _number(digits: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; digits are written out, one by one from three of them on."""
-    plain = re.sub(r"\d+", lambda found: f" {_number(found[0])} ", text.lower()[:10_000])
+    """The words of a text in lower case, without accents; digits are written out, one by one from three of them on."""
+    bare = "".join(
+        c for c in unicodedata.normalize("NFKD", text.casefold()[:10_000]) if not unicodedata.combining(c)
+    )
+    plain = re.sub(r"\d+", lambda found: f" {_number(found[0])} ", bare)
     return re.sub(r"[^a-z' ]+", " ", plain).replace("'", "").split()

@@ -101,6 +101,12 @@ class Rows:
         """The rows at `indices` as data of their own, without copying."""
         return replace(self, rows=self._rows(indices))  # type: ignore[type-var]
 
+    def spread(self, limit: int | None) -> Self:
+        """So many of the rows, from their beginning to their end; all, if there are no more or `limit` is None."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.take(np.arange(limit) * len(self) // limit)
+
     def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
         """(train, held): a random `fraction` held out, the same for the same count and seed.
 

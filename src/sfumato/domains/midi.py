@@ -42,8 +42,7 @@ def midi_bytes(tracks: Mapping[str, Sequence[Note]], tempo: float = 84.0, progra
     mido = _mido()
     file = mido.MidiFile(ticks_per_beat=TICKS, charset="utf-8")
     file.add_track().append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
-    channels = (channel for channel in range(16) if channel != DRUMS)
-    for channel, (name, notes) in zip(channels, tracks.items(), strict=False):
+    for channel, (name, notes) in zip((*range(DRUMS), *range(DRUMS + 1, 16)), tracks.items(), strict=False):
         events = [
             (round(when * TICKS), on, pitch)
             for start, length, pitch in notes

@@ -63,10 +63,8 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
             found.properties.append([_number(one[1].get(name)) for name in properties])
             found.names |= one[1].keys()
     if not found.molecules:
-        raise DataError(
-            f"{path} holds no molecules of {', '.join(VALENCES)}: {found.bad} records are none, are drawings "
-            "in 2D, or no text in UTF-8"
-        )
+        why = f"{found.bad} records are none, are drawings in 2D, or no text in UTF-8"
+        raise DataError(f"{path} holds no molecules of {', '.join(VALENCES)}: {why}")
     return found
 
 

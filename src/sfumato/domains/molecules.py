@@ -93,8 +93,7 @@ class Molecules(Domain):
         elements = self.elements or tuple(sorted({e for one, _ in found.molecules for e in one}))
         most = self.atoms or min(max(len(one) for one, _ in found.molecules), 999)
         number = {e: k for k, e in enumerate(elements, 1)}
-        fits = [len(one) <= most and number.keys() >= set(one) for one, _ in found.molecules]
-        kept = np.flatnonzero(fits).tolist()
+        kept = [k for k, (m, _) in enumerate(found.molecules) if len(m) <= most and {*m} <= number.keys()]
         if not kept:
             strange = next((e for one, _ in found.molecules for e in one if e not in number), None)
             raise DataError(
@@ -119,12 +118,9 @@ class Molecules(Domain):
                     has = ", ".join(sorted(found.names - {name})) or "none"
                     raise DataError(f"{place.path}: no record has the property {name!r}; it has: {has}")
             domain = replace(domain, **_figures(stored))
-        (title,) = about["sources"]
         groups = () if place.name is not None else alike([_bonded(found.molecules[k]) for k in kept])
-        data = Examples(domain, stored, groups=groups, name=title, about=about)
-        if place.limit is not None and place.limit < len(data):
-            return data.take(np.arange(place.limit) * len(data) // place.limit)
-        return data
+        data = Examples(domain, stored, groups=groups, name=about["sources"][0], about=about)
+        return data.spread(place.limit)
 
     # -- states ----------------------------------------------------------------------------------------------------
     def encode(self, stored: Any) -> Tensor:
@@ -236,7 +232,7 @@ _TILE = 160  # pixels of a drawing
 
 def _bonded(molecule: Molecule) -> str:
     """What conformations of a molecule have in common: its atoms in their order, and their bonds."""
-    return f"{' '.join(molecule[0])} {bond_orders(molecule).tobytes().hex()}"
+    return f"{molecule[0]} {bond_orders(molecule).tobytes().hex()}"
 
 
 def _each(value: Any, name: str, count: int) -> Tensor:

@@ -120,9 +120,7 @@ class Music(Domain):
         data = Examples(
             self, np.stack(stored).reshape(len(stored), -1), groups=tuple(groups), name=title, about=about
         )
-        if place.limit is not None and place.limit < len(data):
-            return data.take(np.arange(place.limit) * len(data) // place.limit)
-        return data
+        return data.spread(place.limit)
 
     def _pieces(self, place: Source) -> tuple[list[Callable[[], tuple[Voices, float]]], dict[str, Any]]:
         """What reads each piece, voices and pickup, and what the data card says."""
@@ -139,9 +137,7 @@ class Music(Domain):
                 }
             return [lambda n=n, c=c: self._score(c, n) for n, c in scores.items()], about
         path = Path(str(place.path)).expanduser()
-        files = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
+        files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES] or [path]
         if not files or not all(file.is_file() for file in files):
             raise DataError(f"{path} holds no music: files of it end in {', '.join(SUFFIXES)}")
         return [lambda file=file: self._file(file) for file in files], {"sources": [path.name]}
@@ -235,9 +231,7 @@ class Music(Domain):
         free |= {name for name in self.voices if not voices.get(name)}
         roll = self.roll(voices)[round(pickup * self.beat) :].astype(np.int64)
         if len(roll) > self.steps:
-            warnings.warn(
-                f"{path} has {len(roll)} steps, of which the first {self.steps} are filled", stacklevel=4
-            )
+            warnings.warn(f"{path} has {len(roll)} steps; {self.steps} of them are filled", stacklevel=4)
         window = np.full((self.steps, len(self.voices)), REST)
         window[: len(roll)] = _begun(roll, 0, self.steps)
         window[:, [name in free for name in self.voices]] = -1

@@ -123,8 +123,7 @@ class Sounds(Domain):
 
     def read(self, source: Source | str | Path) -> Examples:
         """The pieces of the sounds at a source, int16; pieces of one file are held out together."""
-        found = self.clips(source)
-        pieces, files = [], []
+        found, pieces, files = self.clips(source), [], []
         for number, sound in enumerate(found.sounds):
             most = max(len(sound) - self.length, 0) if self.stride else 0
             for start in sorted({*range(0, most + 1, self.stride or 1), most}):
@@ -132,13 +131,10 @@ class Sounds(Domain):
                 if np.abs(piece).max() > 0:
                     pieces.append(np.pad(piece, (0, self.length - len(piece))))
                     files.append(number)
-        left_out = dict(found.left_out)
-        if silent := len(found.sounds) - len(set(files)):
-            left_out["are silent at first"] = silent
+        silent = len(found.sounds) - len(set(files))
+        left_out = found.left_out | ({"are silent at first": silent} if silent else {})
         if not pieces:
-            raise DataError(
-                f"all sounds are silent in their first {self.length} samples: a stride takes what is behind them"
-            )
+            raise DataError(f"all sounds are silent in their first {self.length} samples: give a stride")
         stored = (np.stack(pieces) * 32768).round().clip(-32768, 32767).astype(np.int16)
         labels, classes = None, self.classes
         if found.classes:
@@ -225,9 +221,7 @@ class Sounds(Domain):
             # of a domain that was given another length they do not fit
             kept = np.frombuffer(base64.b85decode(self.shown), np.int8).reshape(_SHOWN, *shape)
         except ValueError:
-            raise DataError(
-                f'a vocoder of {self.length} samples needs a condition={{"spectrum": ...}}'
-            ) from None
+            raise DataError(f"a vocoder of {self.length} samples is asked for a 'spectrum'") from None
         rows = torch.tensor(noise.indices) % len(kept)
         return {"spectrum": torch.from_numpy(kept.astype(np.float32))[rows] / _STEPS}
 

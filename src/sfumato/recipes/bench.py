@@ -72,7 +72,7 @@ class Bench:
                 f"not {str(stated)[:12]}"
             )
         if len(self.held) < 20:
-            raise DataError(f"judging needs held-out data: {len(self.held)} pictures are too few")
+            raise DataError(f"judging needs held-out data: {len(self.held)} examples are too few")
         self.progress = progress
         self._judge: Any = None
         self._features: Any = None

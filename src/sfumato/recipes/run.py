@@ -133,7 +133,7 @@ def set_up(
     data, held = text_ready(*read_data(recipe), say)
     domain = data.domain
     if recipe.training.batch > 4 * len(data):
-        raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
+        raise DataError(f"{len(data)} examples are too few for batches of {recipe.training.batch}")
     labelled = data.targets is not None
     classes = len(domain.classes) if labelled else 0
     check_features(recipe, classes)
@@ -270,7 +270,7 @@ def _train_codec(
     """`train` for an autoencoder."""
     data, held = read_data(recipe)
     if recipe.training.batch > 4 * len(data):
-        raise DataError(f"{len(data)} pictures are too few for batches of {recipe.training.batch}")
+        raise DataError(f"{len(data)} examples are too few for batches of {recipe.training.batch}")
     check_features(recipe, len(data.domain.classes) if data.targets is not None else 0)
     apprentice, objective = set_up_codec(recipe, data.domain)
     count = sum(p.numel() for p in apprentice.network.parameters())
