@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
-
-pytest.importorskip("transformers")
-
 
 COLOURS = {"red": (230, 20, 20), "green": (10, 200, 40), "blue": (20, 40, 240), "black": (10, 10, 10)}
 
@@ -25,8 +21,3 @@ def coloured(folder: Path, copies: int = 6) -> Path:
             lines.append(json.dumps(own | {"group": f"{name}{k // 2}"}))
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return coloured(tmp_path_factory.mktemp("coloured") / "pictures")

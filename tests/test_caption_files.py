@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioned_folders import coloured
 from sfumato.domains import Images, Source, check, fetch
 from sfumato.domains import ways as w
 from sfumato.domains.cache import sha256_of
@@ -22,6 +23,11 @@ from sfumato.domains.tarballs import read_members
 from sfumato.errors import DataError
 
 pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return coloured(tmp_path_factory.mktemp("coloured") / "pictures")
 
 
 def tarball(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from captioned_folders import coloured
 from sfumato import bundle, load_adapter
 from sfumato.cli import app
 from sfumato.domains import Images
 from sfumato.domains import text as words
+from sfumato.domains.loosened import NEAR, loosened, neighbours, thinned
 from sfumato.errors import BundleError, DataError, MissingExtra, RecipeError
 from sfumato.evaluation.retrieval import RetrievalConfig, one_each, others_of, retrieval_judge
 from sfumato.personal import Adapter
@@ -30,6 +34,11 @@ def cached(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return coloured(tmp_path_factory.mktemp("coloured") / "pictures")
 
 
 RECIPE = {
@@ -85,6 +94,49 @@ def test_which_caption_is_shown_follows_from_seed_and_position(cached, folder) -
     shown = torch.stack([(whole == one).flatten(1).all(1) for one in either])
     assert shown.any(0).all()
     assert shown.any(1).all()  # both are shown
+
+
+@given(st.lists(st.text("abc:,", min_size=1, max_size=4), min_size=1, max_size=7), st.integers(0, 99))
+def test_a_thinned_caption_has_some_of_its_words_in_their_order(parts, seed) -> None:
+    text = " ".join(parts)
+    kept = thinned(text, np.random.default_rng(seed)).split()
+    assert len(kept) <= max(len(parts) - 1, 1)
+    rest = iter(parts)
+    assert all(any(word.rstrip(",:;") == one.rstrip(",:;") for one in rest) for word in kept)
+
+
+@given(st.integers(5, 40), st.integers(4, 8), st.integers(0, 99))
+def test_neighbours_are_the_nearest_of_other_groups(rows, kinds, seed) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(rows, 5))
+    groups = rng.permutation(np.arange(rows) % kinds)
+    if len(set(groups.tolist())) <= NEAR:
+        return
+    for row, found in enumerate(neighbours(vectors, groups, NEAR)):
+        others = np.flatnonzero(groups != groups[row])
+        nearest = others[np.argsort(-vectors[others] @ vectors[row], kind="stable")[: min(NEAR, len(others))]]
+        assert set(found) == set(nearest)
+
+
+def test_captions_told_loosely_are_so_in_their_share_and_leave_the_pictures(cached, folder) -> None:
+    data, held = Images().read(folder).split(0.25)
+    groups = [data.groups[row] for row in data.rows]
+    loose, group_of = loosened(data, 0.4), dict(zip(data.prompts(), groups, strict=True))
+    for row, group in zip(data.rows, groups, strict=True):
+        own, told = data.captions[row], loose.captions[row]
+        assert told[:12] == own * 6  # of 20: .6
+        assert all(len(text.split()) < len(own[1].split()) for text in told[12:17])
+        assert all(group_of[text] != group for text in told[17:])  # a KeyError, if it were a held-out caption
+        assert len(told) == 20
+    assert all(loose.captions[row] == data.captions[row] for row in held.rows)
+    rows = np.arange(len(data))
+    told, plain = loose.batch(rows, 3, 50), data.encoded().batch(rows, 3, 50)
+    assert torch.equal(told["x"], plain["x"])
+    assert not torch.equal(told["condition"]["text"], plain["condition"]["text"])
+    with pytest.raises(DataError, match="groups are too few"):
+        loosened(data.take(np.flatnonzero(np.isin(groups, groups[:1] + groups[-2:]))), 0.4)
+    with pytest.raises(DataError, match="no captions to tell loosely"):
+        loosened(replace(data, captions=()), 0.4)
 
 
 def test_a_prompt_over_the_limit_is_cut_at_a_word_that_the_warning_names() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..domains.augmentation import Augmented
 from ..domains.images import Images
+from ..domains.loosened import loosened
 from ..errors import RecipeError
 from ..networks import KINDS
 from ..processes import Categorical, Joint, build_process
@@ -106,6 +107,15 @@ def changed(recipe: Recipe, data: Any, plain: bool) -> Augmented:
         )
     with section("data"):
         return Augmented(data, recipe.data.augment)
+
+
+def told_loosely(recipe: Recipe, data: Any, say: Callable[[str], None]) -> Any:
+    """The data with their captions as `data.loosen` has them told in training. Raises RecipeError without captions."""
+    if not recipe.data.loosen:
+        return data
+    say("encoding captions with words left out (once: they are kept in the cache)")
+    with section("data"):
+        return loosened(data, recipe.data.loosen)
 
 
 def _sizes(data: Any) -> dict[str, float]:

@@ -50,7 +50,7 @@ from .codec import (
     with_latents,
     write_codec,
 )
-from .parts import changed, check_features, network_settings, process_of, section
+from .parts import changed, check_features, network_settings, process_of, section, told_loosely
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -139,7 +139,7 @@ def set_up(
     check_features(recipe, classes)
     codec = codec_of(recipe, out)
     state = codec.shape(domain.shape)
-    shown = with_latents(data, codec)
+    shown = with_latents(told_loosely(recipe, data, say), codec)
     process = process_of(recipe, domain, shown)
     base = base_of(recipe, out)
     if base is not None:

@@ -42,6 +42,8 @@ class DataConfig(Section):
     labels: Literal["auto", "none"] = "auto"
     captions: Literal["auto", "none"] = "auto"
     """Whether captions, where there are any, are what the model is asked by (extra `text`)."""
+    loosen: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share shown in training under a caption with words left out, or a neighbour's: see `domains.loosened`."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Only so many pictures."""
     skip_corrupt: bool = False
