@@ -348,3 +348,13 @@ def test_a_fine_tuning_killed_four_times_is_the_one_that_was_not(demo: Path, tmp
     for name, pair in one.updates.items():
         assert all(torch.equal(a, b) for a, b in zip(pair, other.updates[name], strict=True)), name
     assert all(torch.equal(one.classes[name], other.classes[name]) for name in one.classes)
+
+
+# --- what users did that ended badly ---
+
+
+def test_dropped_labels_do_not_end_the_measure_of_forgetting(demo: Path, base: Model, tmp_path: Path):
+    more = ["training.images=32", "training.batch=8", "objective.drop=0.5"]
+    recipe = finetune_recipe(demo, crosses(tmp_path / "p"), label="mine", rank=2, overrides=more, model=base)
+    finetune(recipe, tmp_path / "run", model=base)
+    assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()
