@@ -566,3 +566,16 @@ def test_what_does_not_fit_is_refused():
         build_method("dps:scala=2")
     with pytest.raises(SolverError, match="at least as large"):
         Windows(prior, (1, 4, 4), (1, 3, 8))
+
+
+# --- what users did that ended badly ---
+
+
+def test_pictures_that_were_given_are_not_overwritten(demo_folder: Path, pictures: Path, tmp_path: Path):
+    own = tmp_path / "own"
+    own.mkdir()
+    before = (pictures / "a.png").read_bytes()
+    (own / "a.png").write_bytes(before)
+    with pytest.raises(BundleError, match="would be overwritten"):
+        edit(demo_folder, "denoise", own, "--out", own, "--steps", 2)
+    assert (own / "a.png").read_bytes() == before

@@ -77,6 +77,11 @@ def run(
     names = [name if count == 1 else f"{name}-{k}" for name in _different(stems) for k in range(count)]
     if not found:
         raise DataError(wrong[0] if wrong else "there are no pictures")
+    given = {path.resolve() for path in _files(pictures)}
+    if lost := [path for path in (out / f"{name}.png" for name in names) if path.resolve() in given]:
+        raise BundleError(
+            f"{lost[0]} is one of the pictures given, and would be overwritten: give another --out"
+        )
     with keeping(model, names, out, screen):
         before, after = work(model, torch.stack(found))
     after = write(model, after, names, out, screen)
