@@ -358,3 +358,14 @@ def test_dropped_labels_do_not_end_the_measure_of_forgetting(demo: Path, base: M
     recipe = finetune_recipe(demo, crosses(tmp_path / "p"), label="mine", rank=2, overrides=more, model=base)
     finetune(recipe, tmp_path / "run", model=base)
     assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()
+
+
+def test_a_model_that_enlarges_is_refused_before_it_is_trained(tmp_path: Path):
+    from test_cascade import cascade
+
+    sfumato.save(cascade(), tmp_path / "two")
+    recipe = finetune_recipe(
+        tmp_path / "two", crosses(tmp_path / "p"), label="a", overrides=["training.images=32"]
+    )
+    with pytest.raises(BundleError, match=r"fine-tune the one that it enlarges, in .*base"):
+        set_up(recipe)

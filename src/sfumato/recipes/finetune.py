@@ -138,6 +138,11 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
         raise BundleError(
             "this model takes a text's tensors and does not say of which encoder: teach it a word with learn_word"
         )
+    if model.base is not None:
+        raise BundleError(
+            "this model enlarges another's pictures, which is not fine-tuned: fine-tune the one that it enlarges, in "
+            f"{Path(asked.bundle) / 'base'}"
+        )
     names = model.conditions.names
     if "text" in names and model.classes:
         raise BundleError(
