@@ -369,3 +369,12 @@ def test_a_model_that_enlarges_is_refused_before_it_is_trained(tmp_path: Path):
     )
     with pytest.raises(BundleError, match=r"fine-tune the one that it enlarges, in .*base"):
         set_up(recipe)
+
+
+def test_the_model_itself_is_not_overwritten(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(demo, tmp_path / "model")
+    before = sfumato.load(tmp_path / "model").fingerprint
+    words = ["--data", crosses(tmp_path / "p"), "--label", "mine", "--images", 32, "--out", tmp_path]
+    code, _, err = run(capsys, "finetune", tmp_path / "model", *words, "--full")
+    assert (code, "is the model that is fine-tuned" in err) == (1, True)
+    assert sfumato.load(tmp_path / "model").fingerprint == before

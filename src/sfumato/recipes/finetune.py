@@ -259,6 +259,9 @@ def finetune(
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
     parts = set_up(recipe, model)
+    own = Path(recipe.finetune.bundle) if recipe.finetune else None
+    if (merged or parts.adapter is None) and own and own.resolve() == (out / "model").resolve():
+        raise RunError(f"{own} is the model that is fine-tuned: choose another folder for the run")
     trained = sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad)
     say(f"{len(parts.data):,} pictures; {trained / 1e3:,.0f} k numbers are trained")
     shown, prior = with_latents(parts.data, parts.model.codec), prior_data(parts, out, say)
