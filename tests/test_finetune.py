@@ -378,3 +378,11 @@ def test_the_model_itself_is_not_overwritten(demo: Path, tmp_path: Path, capsys:
     code, _, err = run(capsys, "finetune", tmp_path / "model", *words, "--full")
     assert (code, "is the model that is fine-tuned" in err) == (1, True)
     assert sfumato.load(tmp_path / "model").fingerprint == before
+
+
+def test_pictures_of_any_shape_are_made_the_models_size(demo: Path, base: Model, tmp_path: Path):
+    (folder := tmp_path / "p").mkdir()
+    for k in range(2):
+        Image.fromarray(np.full((9 + k, 20), 90, np.uint8)).save(folder / f"{k}.png")
+    recipe = finetune_recipe(demo, folder, label="mine", overrides=["training.images=32"], model=base)
+    assert len(set_up(recipe, base).data) == 2

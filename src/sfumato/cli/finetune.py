@@ -133,7 +133,9 @@ def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resu
         config = TrainingConfig(
             **{**DEFAULT.model_dump(), "images": images, "warmup": min(160, images // 10)}
         )
-    pictures = model.domain.read(replace(as_source(data), labels="none", captions="none"))
+    domain = model.domain
+    domain = replace(domain, crop="center") if domain.crop == "none" else domain  # pictures of any shape
+    pictures = domain.read(replace(as_source(data), labels="none", captions="none"))
     with Bar("learning a word", " images") as bar:
         _, result = learn_word(
             model, pictures, word, out, training=config, resume=resume, callbacks=[Training(bar)], say=say

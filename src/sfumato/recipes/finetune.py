@@ -92,7 +92,7 @@ def finetune_recipe(
             "labels": "auto" if model.classes and label is None else "none",
             "captions": "auto" if "text" in model.conditions.names and not finetune.get("prompt") else "none",
             "flip": domain.flip,
-            "crop": domain.crop,
+            "crop": "center" if domain.crop == "none" else domain.crop,  # of any shape, as `edit` takes them
             "resample": domain.resample,
         },
         "objective": {**base.get("objective", {}), "drop": 0.0},
