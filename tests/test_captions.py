@@ -604,3 +604,15 @@ def test_the_judge_asks_for_enough_captions(judged) -> None:
     with pytest.raises(DataError, match="needs captions"):
         retrieval_judge(replace(train_, captions=()), held, config)
     assert len(one_each(held)) == 4
+
+
+def test_a_line_ends_where_json_and_csv_say(tmp_path) -> None:
+    from sfumato.domains.captions import folder_captions
+
+    said = "one\u2028two\x85three"
+    row = {"file_name": "1.png", "text": said}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert folder_captions(tmp_path, [tmp_path / "1.png"])[0] == ((said,),)
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one\ntwo"\n', encoding="utf-8")
+    assert folder_captions(tmp_path, [tmp_path / "1.png"])[0] == (("one\ntwo",),)
