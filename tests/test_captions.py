@@ -616,3 +616,8 @@ def test_a_line_ends_where_json_and_csv_say(tmp_path) -> None:
     (tmp_path / "captions.jsonl").unlink()
     (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one\ntwo"\n', encoding="utf-8")
     assert folder_captions(tmp_path, [tmp_path / "1.png"])[0] == (("one\ntwo",),)
+
+
+def test_what_is_no_character_is_refused_in_a_line() -> None:
+    with pytest.raises(DataError, match="no character"):
+        words.text_encoder().padded(["half a pair: \udcff"])
