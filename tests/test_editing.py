@@ -579,3 +579,14 @@ def test_pictures_that_were_given_are_not_overwritten(demo_folder: Path, picture
     with pytest.raises(BundleError, match="would be overwritten"):
         edit(demo_folder, "denoise", own, "--out", own, "--steps", 2)
     assert (own / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["moments", "pigdm", "ddnm", "dps"])
+def test_a_sample_without_noise_is_left_as_it_is_among_others_that_have_some(kind: str):
+    prior = one_gaussian(Gaussian(Flow()))
+    half = Mask(torch.tensor([True, True, False, False]), (4,))
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    posterior = Posterior(prior, Measurement(half, torch.ones(2, 2), 0.0), kind)
+    both = posterior(x, torch.tensor([0.0, 0.5])).x0
+    torch.testing.assert_close(both[:1], x[:1])
+    torch.testing.assert_close(both[1:], posterior(x, 0.5).x0[1:])
