@@ -590,3 +590,13 @@ def test_a_sample_without_noise_is_left_as_it_is_among_others_that_have_some(kin
     both = posterior(x, torch.tensor([0.0, 0.5])).x0
     torch.testing.assert_close(both[:1], x[:1])
     torch.testing.assert_close(both[1:], posterior(x, 0.5).x0[1:])
+
+
+def test_a_mask_is_not_white_where_it_is_transparent(demo_folder: Path, pictures: Path, tmp_path: Path):
+    painted = np.full((8, 8, 4), 255, np.uint8)
+    painted[:, :4, 3] = 0
+    Image.fromarray(painted).save(tmp_path / "mask.png")
+    words = (pictures / "a.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out", "--steps", 2)
+    assert edit(demo_folder, "inpaint", *words) == 0
+    kept, given = grey_of(tmp_path / "out" / "a.png"), grey_of(pictures / "a.png")
+    assert (kept[:, :4] == given[:, :4]).all()

@@ -152,9 +152,9 @@ def read(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def mask_of(path: Path, model: Model) -> Tensor:
     """What to fill in, (1, height, width), True where the mask picture is white."""
-    import numpy as np
     import torch
 
+    from ..domains.pictures import Fit
     from ..errors import DataError
 
     height, width = model.domain.shape[1:]
@@ -163,7 +163,10 @@ def mask_of(path: Path, model: Model) -> Tensor:
         raise DataError(
             f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
         )
-    white = torch.from_numpy(np.asarray(picture.convert("L")) > 127)[None]
+    # where a mask is transparent, nothing is painted white
+    white = torch.from_numpy(Fit((height, width), 1, background=(0, 0, 0)).pixels(picture)[..., 0] > 127)[
+        None
+    ]
     if not bool(white.any()):
         raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
     if bool(white.all()):
