@@ -386,3 +386,17 @@ def test_pictures_of_any_shape_are_made_the_models_size(demo: Path, base: Model,
         Image.fromarray(np.full((9 + k, 20), 90, np.uint8)).save(folder / f"{k}.png")
     recipe = finetune_recipe(demo, folder, label="mine", overrides=["training.images=32"], model=base)
     assert len(set_up(recipe, base).data) == 2
+
+
+def test_names_and_prompts_that_say_nothing_are_refused(demo: Path, base: Model, tmp_path: Path):
+    for what in ("label", "prompt"):
+        with pytest.raises(RecipeError, match=what):
+            finetune_recipe(demo, crosses(tmp_path / "p"), model=base, **{what: " "})
+
+
+def test_a_word_of_no_pictures_is_refused_in_a_line(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    words = ["--data", crosses(tmp_path / "p"), "--word", "mine", "--images", 0, "--out", tmp_path / "run"]
+    code, _, err = run(capsys, "finetune", demo, *words)
+    assert (code, err.count("\n"), "at least one picture" in err) == (1, 1, True)
