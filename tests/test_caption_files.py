@@ -233,3 +233,15 @@ def test_a_group_is_never_split(folder) -> None:
     assert not groups[0] & groups[1]
     assert sum(len(data) for data in held) == 24
     assert sum(map(len, groups)) == 12
+
+
+def test_a_line_ends_where_json_and_csv_say(tmp_path) -> None:
+    from sfumato.domains.captions import folder_captions
+
+    said = "one\u2028two\x85three"
+    row = {"file_name": "1.png", "text": said}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert folder_captions(tmp_path, [tmp_path / "1.png"])[0] == ((said,),)
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one\ntwo"\n', encoding="utf-8")
+    assert folder_captions(tmp_path, [tmp_path / "1.png"])[0] == (("one\ntwo",),)

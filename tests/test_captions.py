@@ -403,3 +403,8 @@ def test_the_judge_asks_for_enough_captions(judged) -> None:
     with pytest.raises(DataError, match="needs captions"):
         retrieval_judge(replace(train_, captions=()), held, config)
     assert len(one_each(held)) == 4
+
+
+def test_what_is_no_character_is_refused_in_a_line() -> None:
+    with pytest.raises(DataError, match="no character"):
+        words.text_encoder().padded(["half a pair: \udcff"])

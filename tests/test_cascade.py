@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sfumato import GaussianMixture, bundle
 from sfumato.cascade import APART, Base, enlarged
@@ -314,3 +315,13 @@ def test_a_cascade_is_judged_and_its_receipt_agrees(run):
     (first,), (second,) = bench.quality(settings), bench.quality(settings)
     assert first.value == second.value
     assert math.isfinite(first.value)
+
+
+def test_a_picture_is_restyled_from_itself_made_small():
+    from sfumato.editing import restyle
+
+    model = cascade()
+    x = torch.linspace(-1, 1, 128).view(2, 1, 8, 8)
+    small = F.interpolate(x, (4, 4), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    expected = model.sample(2, start=(x, 0.4), condition={"image": small})
+    torch.testing.assert_close(restyle(model, x, strength=0.4), expected)

@@ -359,3 +359,14 @@ def test_windows_of_white_data_are_exact_on_any_canvas():
     large = GaussianMixture(FLOW, torch.zeros(1, 63), torch.full((1, 63), 0.3))
     x, t = normal(3, 1, 7, 9), torch.tensor([0.2, 0.5, 0.8])
     assert torch.allclose(Windows(small, (1, 4, 4), (1, 7, 9))(x, t).x0, large(x, t).x0)
+
+
+@pytest.mark.parametrize("kind", ["moments", "pigdm", "ddnm", "dps"])
+def test_a_sample_without_noise_is_left_as_it_is_among_others_that_have_some(kind: str):
+    prior = one_gaussian(FLOW)
+    half = Mask(torch.tensor([True, True, False, False]), (4,))
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    posterior = Posterior(prior, Measurement(half, torch.ones(2, 2), 0.0), kind)
+    both = posterior(x, torch.tensor([0.0, 0.5])).x0
+    torch.testing.assert_close(both[:1], x[:1])
+    torch.testing.assert_close(both[1:], posterior(x, 0.5).x0[1:])

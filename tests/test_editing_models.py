@@ -238,3 +238,26 @@ def test_what_does_not_fit_is_refused():
         build_method("dps:scala=2")
     with pytest.raises(SolverError, match="at least as large"):
         Windows(prior, (1, 4, 4), (1, 3, 8))
+
+
+# --- what users did that ended badly ---
+
+
+def test_pictures_that_were_given_are_not_overwritten(demo_folder: Path, pictures: Path, tmp_path: Path):
+    own = tmp_path / "own"
+    own.mkdir()
+    before = (pictures / "a.png").read_bytes()
+    (own / "a.png").write_bytes(before)
+    with pytest.raises(BundleError, match="would be overwritten"):
+        edit(demo_folder, "denoise", own, "--out", own, "--steps", 2)
+    assert (own / "a.png").read_bytes() == before
+
+
+def test_a_mask_is_not_white_where_it_is_transparent(demo_folder: Path, pictures: Path, tmp_path: Path):
+    painted = np.full((8, 8, 4), 255, np.uint8)
+    painted[:, :4, 3] = 0
+    Image.fromarray(painted).save(tmp_path / "mask.png")
+    words = (pictures / "a.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out", "--steps", 2)
+    assert edit(demo_folder, "inpaint", *words) == 0
+    kept, given = grey_of(tmp_path / "out" / "a.png"), grey_of(pictures / "a.png")
+    assert (kept[:, :4] == given[:, :4]).all()

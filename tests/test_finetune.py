@@ -348,3 +348,55 @@ def test_a_fine_tuning_killed_four_times_is_the_one_that_was_not(demo: Path, tmp
     for name, pair in one.updates.items():
         assert all(torch.equal(a, b) for a, b in zip(pair, other.updates[name], strict=True)), name
     assert all(torch.equal(one.classes[name], other.classes[name]) for name in one.classes)
+
+
+# --- what users did that ended badly ---
+
+
+def test_dropped_labels_do_not_end_the_measure_of_forgetting(demo: Path, base: Model, tmp_path: Path):
+    more = ["training.images=32", "training.batch=8", "objective.drop=0.5"]
+    recipe = finetune_recipe(demo, crosses(tmp_path / "p"), label="mine", rank=2, overrides=more, model=base)
+    finetune(recipe, tmp_path / "run", model=base)
+    assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()
+
+
+def test_a_model_that_enlarges_is_refused_before_it_is_trained(tmp_path: Path):
+    from test_cascade import cascade
+
+    sfumato.save(cascade(), tmp_path / "two")
+    recipe = finetune_recipe(
+        tmp_path / "two", crosses(tmp_path / "p"), label="a", overrides=["training.images=32"]
+    )
+    with pytest.raises(BundleError, match=r"fine-tune the one that it enlarges, in .*base"):
+        set_up(recipe)
+
+
+def test_the_model_itself_is_not_overwritten(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(demo, tmp_path / "model")
+    before = sfumato.load(tmp_path / "model").fingerprint
+    words = ["--data", crosses(tmp_path / "p"), "--label", "mine", "--images", 32, "--out", tmp_path]
+    code, _, err = run(capsys, "finetune", tmp_path / "model", *words, "--full")
+    assert (code, "is the model that is fine-tuned" in err) == (1, True)
+    assert sfumato.load(tmp_path / "model").fingerprint == before
+
+
+def test_pictures_of_any_shape_are_made_the_models_size(demo: Path, base: Model, tmp_path: Path):
+    (folder := tmp_path / "p").mkdir()
+    for k in range(2):
+        Image.fromarray(np.full((9 + k, 20), 90, np.uint8)).save(folder / f"{k}.png")
+    recipe = finetune_recipe(demo, folder, label="mine", overrides=["training.images=32"], model=base)
+    assert len(set_up(recipe, base).data) == 2
+
+
+def test_names_and_prompts_that_say_nothing_are_refused(demo: Path, base: Model, tmp_path: Path):
+    for what in ("label", "prompt"):
+        with pytest.raises(RecipeError, match=what):
+            finetune_recipe(demo, crosses(tmp_path / "p"), model=base, **{what: " "})
+
+
+def test_a_word_of_no_pictures_is_refused_in_a_line(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    words = ["--data", crosses(tmp_path / "p"), "--word", "mine", "--images", 0, "--out", tmp_path / "run"]
+    code, _, err = run(capsys, "finetune", demo, *words)
+    assert (code, err.count("\n"), "at least one picture" in err) == (1, 1, True)

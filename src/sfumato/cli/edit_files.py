@@ -77,6 +77,11 @@ def run(
     names = [name if count == 1 else f"{name}-{k}" for name in _different(stems) for k in range(count)]
     if not found:
         raise DataError(wrong[0] if wrong else "there are no pictures")
+    given = {path.resolve() for path in _files(pictures)}
+    if lost := [path for path in (out / f"{name}.png" for name in names) if path.resolve() in given]:
+        raise BundleError(
+            f"{lost[0]} is one of the pictures given, and would be overwritten: give another --out"
+        )
     with keeping(model, names, out, screen):
         before, after = work(model, torch.stack(found))
     after = write(model, after, names, out, screen)
@@ -147,9 +152,9 @@ def read(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def mask_of(path: Path, model: Model) -> Tensor:
     """What to fill in, (1, height, width), True where the mask picture is white."""
-    import numpy as np
     import torch
 
+    from ..domains.pictures import Fit
     from ..errors import DataError
 
     height, width = model.domain.shape[1:]
@@ -158,7 +163,10 @@ def mask_of(path: Path, model: Model) -> Tensor:
         raise DataError(
             f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
         )
-    white = torch.from_numpy(np.asarray(picture.convert("L")) > 127)[None]
+    # where a mask is transparent, nothing is painted white
+    white = torch.from_numpy(Fit((height, width), 1, background=(0, 0, 0)).pixels(picture)[..., 0] > 127)[
+        None
+    ]
     if not bool(white.any()):
         raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
     if bool(white.all()):

@@ -123,6 +123,7 @@ def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resu
 
     from .. import bundle as bundles
     from ..domains.images import as_source
+    from ..errors import RecipeError
     from ..recipes.inversion import DEFAULT, learn_word
     from ..training import Interrupted, TrainingConfig
     from .show import Bar, Training, console, duration, say
@@ -130,10 +131,14 @@ def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resu
     model = bundles.load(bundle)
     config = DEFAULT
     if images is not None:
+        if images < 1:
+            raise RecipeError(f"at least one picture must be shown, not {images}")
         config = TrainingConfig(
             **{**DEFAULT.model_dump(), "images": images, "warmup": min(160, images // 10)}
         )
-    pictures = model.domain.read(replace(as_source(data), labels="none", captions="none"))
+    domain = model.domain
+    domain = replace(domain, crop="center") if domain.crop == "none" else domain  # pictures of any shape
+    pictures = domain.read(replace(as_source(data), labels="none", captions="none"))
     with Bar("learning a word", " images") as bar:
         _, result = learn_word(
             model, pictures, word, out, training=config, resume=resume, callbacks=[Training(bar)], say=say

@@ -13,6 +13,7 @@ for a table that does not fit its folder is seldom meant.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,13 +93,13 @@ def _text(path: Path) -> str:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _text(path)
     if path.suffix.lower() == ".csv":
-        table = csv.DictReader(text.splitlines())
+        table = csv.DictReader(io.StringIO(text, newline=""))
         try:
             yield from ((table.line_num, row) for row in table)
         except csv.Error as problem:
             raise DataError(f"{path}, line {table.line_num} is no CSV ({problem})") from problem
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # U+2028 and its like may stand in JSON
         if line.strip():
             try:
                 row = json.loads(line)

@@ -81,7 +81,10 @@ class TextEncoder:
 
     def cut(self, text: str) -> tuple[str, str | None]:
         """(what is read of a text, the first word that is not or None)."""
-        found = self._tokenizer.encode(text)
+        try:
+            found = self._tokenizer.encode(text)
+        except TypeError:  # half a pair of surrogates, from bytes that were no UTF-8
+            raise DataError(f"{text!a} is no text: it holds what is no character") from None
         if len(found.ids) <= self.limit:
             return text, None
         first = found.offsets[self.limit - 1][0]  # of the token in whose place the end mark must stand

@@ -111,6 +111,10 @@ class Posterior(nn.Module):
             plain = Prediction(inside.value.detach(), inside.kind, x_t, level, self.process, inside.variance)
             mean, covary = joined.detach(), self._tweedie(joined, point, level)
         change, log_evidence = getattr(self, f"_{self.kind}")(mean, covary, level)
+        if isinstance(level.sigma, Tensor) and bool((clean := level.sigma == 0).any()):
+            change = torch.where(fit(clean, change).bool(), 0.0, change)
+            residual = self.measurement.residual(mean).double().square().flatten(1).sum(1)
+            log_evidence = torch.where(clean, -residual, log_evidence)
         guided = Prediction(mean + change, "x0", plain.x_t, level, self.process, plain.variance)
         return Look(plain, guided, log_evidence)
 

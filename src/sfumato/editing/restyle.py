@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..codec import LatentCodec
 from ..denoisers import Guidance
@@ -50,6 +51,9 @@ def restyle(
     `solvers.Unfinished` with the finished pictures if a later batch fails.
     """
     indices = list(range(len(x)) if indices is None else indices)
+    if model.base is not None and "image" not in (condition or {}):  # the base would draw others than these
+        small = F.interpolate(x, model.base.shape[1:], mode="bicubic", antialias=True, align_corners=False)
+        condition = {**(condition or {}), "image": small.clamp(-1, 1)}
     if style is None:
         return model.sample(
             indices=indices, condition=condition, seed=seed, steps=steps, guidance=guidance,

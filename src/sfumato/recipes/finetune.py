@@ -92,7 +92,7 @@ def finetune_recipe(
             "labels": "auto" if model.classes and label is None else "none",
             "captions": "auto" if "text" in model.conditions.names and not finetune.get("prompt") else "none",
             "flip": domain.flip,
-            "crop": domain.crop,
+            "crop": "center" if domain.crop == "none" else domain.crop,  # of any shape, as `edit` takes them
             "resample": domain.resample,
         },
         "objective": {**base.get("objective", {}), "drop": 0.0},
@@ -137,6 +137,11 @@ def set_up(recipe: Recipe, model: Model | None = None) -> Finetuning:
     if text_width(model.denoiser.network) and "text" not in model.conditions.names:
         raise BundleError(
             "this model takes a text's tensors and does not say of which encoder: teach it a word with learn_word"
+        )
+    if model.base is not None:
+        raise BundleError(
+            "this model enlarges another's pictures, which is not fine-tuned: fine-tune the one that it enlarges, in "
+            f"{Path(asked.bundle) / 'base'}"
         )
     names = model.conditions.names
     if "text" in names and model.classes:
@@ -254,6 +259,9 @@ def finetune(
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise RunError(f"{out} already holds a run: go on with it by --resume, or choose another folder")
     parts = set_up(recipe, model)
+    own = Path(recipe.finetune.bundle) if recipe.finetune else None
+    if (merged or parts.adapter is None) and own and own.resolve() == (out / "model").resolve():
+        raise RunError(f"{own} is the model that is fine-tuned: choose another folder for the run")
     trained = sum(p.numel() for p in parts.denoiser.parameters() if p.requires_grad)
     say(f"{len(parts.data):,} pictures; {trained / 1e3:,.0f} k numbers are trained")
     shown, prior = with_latents(parts.data, parts.model.codec), prior_data(parts, out, say)
@@ -305,7 +313,9 @@ def write(
 ) -> None:
     """Write what was learned, with a card that says what it was taught and what it forgot."""
     recipe, seed = parts.recipe, parts.recipe.training.seed
-    lost = forgetting(parts.model, taught, parts.objective, seed)
+    # nothing is dropped here: "no label" has another number in a model that was taught a class
+    asked = recipe.objective.model_dump(exclude={"losses"}) | {"drop": 0.0}
+    lost = forgetting(parts.model, taught, build_objective(**asked), seed)
     plain = recipe.model_dump(mode="json")
     data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
     training = {

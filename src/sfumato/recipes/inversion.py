@@ -83,6 +83,10 @@ def learn_word(  # noqa: PLR0913 (what a training depends on)
     out, width = Path(out), text_width(model.denoiser.network)
     if not width:
         raise BundleError("this model takes no text, so it cannot learn a word: teach it a class instead")
+    if model.base is not None:
+        raise BundleError(
+            "this model enlarges another's pictures: teach the word to the one that it enlarges"
+        )
     if not name or any(sign in name for sign in "<> \t\n"):
         raise DataError(f"a word's name has no spaces and no angle brackets: {name!r} has")
     if len(data) < 2:

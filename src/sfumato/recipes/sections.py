@@ -197,9 +197,9 @@ class FinetuneConfig(Section):
     """The update is added times alpha / rank; None: times 1."""
     layers: tuple[str, ...] = ()
     """Patterns of layers' names, as "middle.*"; none: all that have room for the rank."""
-    label: str | None = None
+    label: Annotated[str, Field(pattern=r"\S")] | None = None
     """The class that the pictures are of, an old or a new one; None: as the data say."""
-    prompt: str | None = None
+    prompt: Annotated[str, Field(pattern=r"\S")] | None = None
     """What is said of all pictures, to a model that is asked by text; None: their captions."""
     prior: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of what is shown that is old: pictures of what the model knew before."""
