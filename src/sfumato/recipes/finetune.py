@@ -43,6 +43,7 @@ FIXED = (
     "process",
     "network",
     "denoiser",
+    "objective.kind",
     "data.size",
     "data.channels",
     "finetune.bundle",
