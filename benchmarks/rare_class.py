@@ -10,12 +10,13 @@ them among 20,000 others, and judged by average precision:
     one more real  as many more real rows of the class: what could be reached
 
 Each repeat draws other rows and trains another model; intervals are Student's, of the mean over repeats, and of the
-paired differences to "real".
+paired differences to "real". What is done is written after each: `--resume` goes on with an earlier --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,36 @@ def diffused(
     return domain.read(written).raw
 
 
+def done(options: argparse.Namespace) -> dict[str, list[float]]:
+    """The scores of an earlier record. Raises SystemExit if it was of other rows, images or share."""
+    record = json.loads(options.resume.read_text())
+    for key in ("rows", "images", "share"):
+        if record["arguments"][key] != str(getattr(options, key)):
+            raise SystemExit(f"{options.resume} was made with --{key} {record['arguments'][key]}")
+    return {
+        name: found["each"] for name, found in record.items() if isinstance(found, dict) and "each" in found
+    }
+
+
+def summary(options: argparse.Namespace, scores: dict[str, list[float]]) -> dict[str, Any]:
+    """The record: each score, means, gains over "real", and half the width of their intervals."""
+    record: dict[str, Any] = {"kind": "sfumato-rare-class", "versions": versions()}
+    record["arguments"] = {k: str(v) for k, v in vars(options).items() if k != "resume"}
+    for name, values in scores.items():
+        gain, count = np.array(values) - np.array(scores["real"]), len(values)
+
+        def half(x: Any, count: int = count) -> float | None:
+            return (
+                float(student.ppf(0.975, count - 1) * np.std(x, ddof=1) / count**0.5) if count > 1 else None
+            )
+
+        record[name] = {
+            "each": values, "mean": float(np.mean(values)), "half": half(values),
+            "gain": float(gain.mean()), "gain_half": half(gain),
+        }  # fmt: skip
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -100,11 +131,12 @@ def main() -> None:
         "--share", type=float, default=0.1, help="rows of the class that are added, of all rows"
     )
     parser.add_argument("--out", type=Path, default=Path("rare.json"))
+    parser.add_argument("--resume", type=Path, help="a record whose repeats are taken as they are")
     options = parser.parse_args()
     data = Table(target=TARGET).read("diamonds")
     domain, code = data.domain, list(data.domain.leaves[TARGET]["values"]).index(RARE)
-    scores: dict[str, list[float]] = {}
-    for repeat in range(options.repeats):
+    scores = {} if options.resume is None else done(options)
+    for repeat in range(len(scores.get("real", ())), options.repeats):
         order = np.random.default_rng(repeat).permutation(len(data))
         rows, test = data.at(order[: options.rows]), data.at(order[options.rows : options.rows + 20_000])
         rest = order[options.rows + 20_000 :]
@@ -127,27 +159,10 @@ def main() -> None:
             f"{repeat}: {len(rare)} rare rows, " + ", ".join(f"{n} {v:.3f}" for n, v in found.items()),
             flush=True,
         )
-    record: dict[str, Any] = {
-        "kind": "sfumato-rare-class",
-        "arguments": {k: str(v) for k, v in vars(options).items()},
-    }
-    for name, values in scores.items():
-        gain = np.array(values) - np.array(scores["real"])
-        half, spread = (
-            float(student.ppf(0.975, len(values) - 1) * np.std(x, ddof=1) / len(values) ** 0.5)
-            if len(values) > 1
-            else None
-            for x in (values, gain)
-        )
-        record[name] = {
-            "each": values,
-            "mean": float(np.mean(values)),
-            "half": half,
-            "gain": float(gain.mean()),
-            "gain_half": spread,
-        }
-        print(f"{name}: {np.mean(values):.3f}, {gain.mean():+.3f} to real, 95 % ± {spread}")
-    write_json(options.out, record | {"versions": versions()})
+        write_json(options.out, summary(options, scores))
+    for name, found in summary(options, scores).items():
+        if isinstance(found, dict) and "gain" in found:
+            print(f"{name}: {found['mean']:.3f}, {found['gain']:+.3f} to real, 95 % ± {found['gain_half']}")
 
 
 if __name__ == "__main__":

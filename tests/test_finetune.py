@@ -151,7 +151,13 @@ def test_what_cannot_be_taught_is_refused_in_a_line(demo: Path, base: Model, tmp
         with pytest.raises(error, match=said) as refused:
             set_up(finetune_recipe(demo, where, model=base, **settings), base)
         assert "\n" not in str(refused.value)
-    for name in ("network.width=8", "data.size=16", "denoiser.parameterisation=eps", "finetune.weights=x", "objective.kind=classifier"):
+    for name in (
+        "network.width=8",
+        "data.size=16",
+        "denoiser.parameterisation=eps",
+        "finetune.weights=x",
+        "objective.kind=classifier",
+    ):
         with pytest.raises(RecipeError, match="follows from the model"):
             finetune_recipe(demo, pictures, model=base, overrides=[name])
     with pytest.raises(RecipeError, match="did you mean 'rank'"):

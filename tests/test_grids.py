@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.denoisers import Denoiser
+from sfumato.denoisers import Denoiser, GaussianMixture
 from sfumato.errors import SolverError
 from sfumato.noise import Noise
 from sfumato.processes import (
@@ -135,6 +135,21 @@ def test_grids_are_the_formulas_of_their_papers():
         assert np.allclose(np.diff(u), -u[0] / 8)
     same = FlowGrid().levels(Gaussian(Flow()), 8)
     assert [row.time for row in same] == pytest.approx([1 - k / 8 for k in range(9)])
+
+
+@pytest.mark.parametrize("highest", [None, 80.0, 300.0, 3000.0])
+def test_what_the_start_of_a_grid_hides_is_the_share_of_a_wide_deviation_that_is_drawn(highest):
+    """The mean of 64 x 64 heights is known at noise that hides each of them: its share is s^2 / (s^2 + D^2)."""
+    wide = 62.0
+    mixture = GaussianMixture(Gaussian(Flow()), torch.zeros(1, 1).double(), torch.full((1, 1), wide**2))
+    levels = LogSNRGrid(sigma_max=highest).levels(mixture.process, 60)
+    x = torch.linspace(-2, 2, 9)[:, None].double()
+    start = mixture.process.prior(x, Noise(0, 9).at(0), levels[0])
+    s = highest or 80.0
+    assert levels[0].sigma / levels[0].alpha == pytest.approx(s)
+    made = integrate(mixture, Heun(), levels, start, Noise(0, 9))
+    share = (made.square().sum() / (start / levels[0].sigma).square().sum()).item() / wide**2
+    assert share == pytest.approx(s**2 / (s**2 + wide**2), rel=0.02)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "8", 100_001])

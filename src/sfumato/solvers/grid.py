@@ -183,7 +183,11 @@ class AngleGrid(Grid):
 
 @dataclass(frozen=True)
 class _Bounded(Grid):
-    """Grids over sigma / alpha, which need finite ends. None: the schedule's own, at least 0.002 and at most 80."""
+    """Grids over sigma / alpha, which need finite ends. None: the schedule's own, at least 0.002 and at most 80.
+
+    sigma_max: above 80 for data whose largest principal deviation D is not small beside that: a start at s = sigma /
+    alpha draws of D^2 the share s^2 / (s^2 + D^2). The mean of n numbers has D = sqrt(n) times its own deviation.
+    """
 
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -193,7 +197,7 @@ class _Bounded(Grid):
         first, last = process.level(self.start), process.level(0.0)
         largest = first.sigma / first.alpha if first.alpha > 0 else math.inf
         smallest = last.sigma / last.alpha
-        high = min(largest, NOISIEST if largest == math.inf else largest, self.sigma_max or math.inf)
+        high = min(largest, self.sigma_max or (NOISIEST if largest == math.inf else largest))
         low = max(smallest, self.sigma_min or (0.002 if smallest == 0 else 0.0))
         if not 0 < low < high:
             raise SolverError(
