@@ -315,7 +315,7 @@ def write(
     """Write what was learned, with a card that says what it was taught and what it forgot."""
     recipe, seed = parts.recipe, parts.recipe.training.seed
     # nothing is dropped here: "no label" has another number in a model that was taught a class
-    asked = recipe.objective.model_dump(exclude={"losses"}) | {"drop": 0.0}
+    asked: dict[str, Any] = {**recipe.objective.model_dump(exclude={"losses"}), "drop": 0.0}
     lost = forgetting(parts.model, taught, build_objective(**asked), seed)
     plain = recipe.model_dump(mode="json")
     data = {"train": parts.data.card(), "held_out": {"count": len(parts.held_out)}}
