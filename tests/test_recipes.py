@@ -5,13 +5,19 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfumato.domains.examples import Examples
+from sfumato.domains.fields import Fields
 from sfumato.errors import RecipeError, SfumatoError
+from sfumato.processes import Flow, Gaussian
 from sfumato.recipes import packaged, parse_overrides, read_recipe, recipe_from
+from sfumato.recipes.parts import tell_of_means
 from sfumato.recipes.recipe import to_toml
+from sfumato.solvers import noisiest
 
 
 @pytest.mark.parametrize("name", packaged())
@@ -144,3 +150,19 @@ def test_what_cannot_be_sampled_is_not_trained(override: str, says: str):
         set_up(read_recipe("digits", [override]))
     assert says in str(caught.value)
     set_up(read_recipe("digits", ["objective.drop=0", "sampling.guidance=1"]))
+
+
+@pytest.mark.parametrize(("deviation", "told"), [(0.05, False), (1.0, True)])
+def test_fields_whose_means_vary_more_than_noise_hides_are_told_of(deviation: float, told: bool):
+    """Of variance D^2 a start at s draws s^2 / (s^2 + D^2), see `test_grids`: s = 80, D = 64 deviations."""
+    rng = np.random.default_rng(0)
+    tiles = rng.normal(size=(200, 1, 64, 64)) + deviation * rng.normal(size=(200, 1, 1, 1))
+    domain = Fields(variables=("z",), size=(64, 64), mean=(0.0,), std=(1.0,))
+    process, said = Gaussian(Flow()), []
+    tell_of_means(Examples(domain, tiles.astype(np.float32)), process, noisiest(process), said.append)
+    assert bool(said) == told
+    if told:
+        share = 1 / (1 + (64 * tiles.mean((1, 2, 3)).std() / 80) ** 2)
+        assert f"{share:.0%} of the variance" in said[0]
+    tell_of_means(Examples(domain, tiles.astype(np.float32)), process, process.level(1.0), said.append)
+    assert len(said) == told  # pure noise hides everything

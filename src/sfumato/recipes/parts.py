@@ -14,8 +14,11 @@ from ..domains.images import Images
 from ..domains.loosened import loosened
 from ..errors import RecipeError
 from ..networks import KINDS
-from ..processes import Categorical, Joint, build_process
+from ..processes import Categorical, Gaussian, Joint, Level, build_process
 from .recipe import Recipe
+
+LEAST_SHARE = 0.95
+"""Of the variance of examples' means: if sampling draws less of it, training says so at its beginning."""
 
 
 @contextlib.contextmanager
@@ -116,6 +119,27 @@ def told_loosely(recipe: Recipe, data: Any, say: Callable[[str], None]) -> Any:
     say("encoding captions with words left out (once: they are kept in the cache)")
     with section("data"):
         return loosened(data, recipe.data.loosen)
+
+
+def tell_of_means(shown: Any, process: Any, start: Level, say: Callable[[str], None]) -> None:
+    """Say so where sampling starts from noise that does not hide by how much whole examples differ.
+
+    The mean of n numbers that varies by d from example to example is D = sqrt(n) d beside noise of 1 a number, and of
+    D^2 a start at s = sigma / alpha draws s^2 / (s^2 + D^2): pictures are all as bright, fields all as high.
+    """
+    if not isinstance(process, Gaussian) or not start.alpha > 0:
+        return
+    rows = np.linspace(0, len(shown) - 1, min(len(shown), 1000)).astype(np.int64)
+    x = shown.tensor(rows).float().flatten(1)
+    wide = float(x.nanmean(1).nan_to_num().std(correction=0)) * x.shape[1] ** 0.5
+    hidden = start.sigma / start.alpha
+    share = 1 / (1 + (wide / hidden) ** 2)
+    if share < LEAST_SHARE:
+        grid = f'sampling.grid={{kind="log-snr",sigma_max={5 * wide:.0f}}}'
+        say(
+            f"whole examples differ so much that {share:.0%} of the variance of their means will be drawn: let sampling "
+            f"begin at more noise, {grid}, and let objective.times reach it"
+        )
 
 
 def _sizes(data: Any) -> dict[str, float]:

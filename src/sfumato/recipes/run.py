@@ -50,7 +50,7 @@ from .codec import (
     with_latents,
     write_codec,
 )
-from .parts import changed, check_features, network_settings, process_of, section, told_loosely
+from .parts import changed, check_features, network_settings, process_of, section, tell_of_means, told_loosely
 from .recipe import Recipe, read_recipe, to_toml
 
 
@@ -199,7 +199,8 @@ def set_up(
             check_paths(process, leaf_solvers(process, sampling), paths)
         else:
             check_served(sampling.solver, process)
-            sampling.grid.levels(process, sampling.steps)  # type: ignore[arg-type]
+            path = sampling.grid.levels(process, sampling.steps)  # type: ignore[arg-type]
+            tell_of_means(shown, process, path[0], say)
         parts = Experiment(recipe, domain, data, held, denoiser, objective, sampling, codec, shown, base)
         if not classifies:
             parts.model().guided(sampling.guidance)
