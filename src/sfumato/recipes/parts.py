@@ -137,7 +137,7 @@ def tell_of_means(shown: Any, process: Any, start: Level, say: Callable[[str], N
     if share < LEAST_SHARE:
         grid = f'sampling.grid={{kind="log-snr",sigma_max={5 * wide:.0f}}}'
         say(
-            f"whole examples differ so much that {share:.0%} of the variance of their means will be drawn: let sampling "
+            f"whole examples differ so much that {share:.0%} of the variance of their means is drawn: let sampling "
             f"begin at more noise, {grid}, and let objective.times reach it"
         )
 
