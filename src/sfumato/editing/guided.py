@@ -16,8 +16,9 @@ symmetric for the true denoiser), at one backward pass a product. Isotropic, for
               s^2 = sigma_y^2 + r^2 |A' u|^2 / |u|^2 with u = A'* (y - A(m)), which is the best step along u. Chung et
               al. 2023 take a fixed step / |y - A(m)| instead, to be tuned for each operator and number of steps
 
-Where the data vary in few directions, their C is there many times r^2, so pigdm and dps would step beyond y by as much,
-and, step upon step, away from it. Their change c is no longer than brings A(m + c) nearest to y along it.
+Where the data vary in few directions, their C is there many times r^2, so pigdm and dps step beyond y by as much, and,
+step upon step, away from it. The change c of pigdm is therefore no longer than brings A(m + c) nearest to y along it;
+that of dps is not bounded, since beyond a nonlinear A its length is what finds the mode, but takes a smaller `scale`.
 
 On Gaussian data `moments` is exact for any A, and on white ones of deviation d all four are where A A* = 1. `moments`
 solves for its inverse by conjugate gradients, one backward pass an iteration, or, where a measurement has at most
@@ -157,14 +158,14 @@ class Posterior(nn.Module):
         residual = self.measurement.residual(mean)
         pulled = self.measurement.linear.inverse(residual, self._damping(level))
         change = covary(fit(1 / self._spread(level), mean) * pulled)
-        return self._bounded(change, mean, residual), self._isotropic_evidence(residual, pulled, level)
+        return self._bounded(change, residual), self._isotropic_evidence(residual, pulled, level)
 
-    def _bounded(self, change: Tensor, mean: Tensor, residual: Tensor) -> Tensor:
+    def _bounded(self, change: Tensor, residual: Tensor) -> Tensor:
         """The change c, shortened to where |e - s A c| is least if it goes beyond: s = <e, A c> / |A c|^2, from 0 to 1.
 
         An isotropic inverse before a covariance that is larger than r^2 where it is measured overshoots by their ratio.
         """
-        reached = self.measurement.operator.push(mean, change).flatten(1).double()
+        reached = self.measurement.linear(change).flatten(1).double()
         size = reached.square().sum(1)
         share = (residual.flatten(1).double() * reached).sum(1) / torch.where(size > 0, size, 1.0)
         return fit(torch.where(size > 0, share.clamp(0, 1), 1.0), change) * change
@@ -193,7 +194,7 @@ class Posterior(nn.Module):
         variance = torch.where(variance > 0, variance, 1.0)
         error = residual.double().square().flatten(1)
         log_evidence = -0.5 * error.sum(1) / variance - 0.5 * error.shape[1] * variance.log()
-        return self.scale * self._bounded(covary(fit(1 / variance, u) * u), mean, residual), log_evidence
+        return self.scale * covary(fit(1 / variance, u) * u), log_evidence
 
     def _moments(self, mean: Tensor, covary: Callable, level: Level) -> tuple[Tensor, Tensor]:
         linear, residual = self.measurement.linear, self.measurement.residual(mean)
