@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=48)
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--grid", default="angle", help="what is measured tells the mean: less noise than sampling needs"
+    )
     parser.add_argument("--methods", nargs="+", default=["ddnm", "pigdm"])
     parser.add_argument("--tasks", nargs="+", default=["downscaling", "stations"])
     parser.add_argument("--json", type=Path)
@@ -77,7 +80,7 @@ def main() -> None:
 
     def posterior(operator: Any, method: str) -> Tensor:
         y = operator(x).repeat_interleave(given.draws, 0)
-        made = restore(model, operator, y, method=method, steps=given.steps, batch=64)
+        made = restore(model, operator, y, method=method, steps=given.steps, grid=given.grid, batch=64)
         return made.unflatten(0, (len(x), given.draws))
 
     def by_cubic(z: Tensor) -> Tensor:
