@@ -14,17 +14,6 @@ from ..errors import DataError
 
 app = App(name="data", help="List, fetch and check data.")
 
-_KINDS = {
-    "fields": (".nc",),
-    "molecules": (".sdf", ".xyz"),
-    "music": (".mid", ".midi", ".mxl", ".musicxml"),
-    "sequences": (".fasta", ".fa", ".smi"),
-    "series": (".ts",),
-    "shapes": (".obj", ".off", ".ply"),
-    "sounds": (".wav", ".flac", ".ogg"),
-    "table": (".csv",),
-}
-"""Names of files that say what is in them; others are taken for pictures."""
 _LOOKED_AT = 1000  # files of a folder
 
 
@@ -98,13 +87,23 @@ def check(source: str, /, *settings: str, domain: str | None = None) -> int:
 
 def _kind(source: str) -> str:
     """What the data are by name: of named data their own kind, of files that of most of them."""
+    from ..domains import meshes, molecule_files, music, records, series_files, waves
     from ..domains.catalogue import SOURCES
 
     if source in SOURCES:
         return SOURCES[source].card.kind
+    readers = {
+        "molecules": tuple(molecule_files.READERS),
+        "music": music.SUFFIXES,
+        "sequences": records.SUFFIXES,
+        "series": series_files.SUFFIXES,
+        "shapes": meshes.SUFFIXES,
+        "sounds": waves.SUFFIXES,
+    }
+    known = {end: kind for kind, ends in readers.items() for end in ends if end not in (".txt", ".xml")}
+    known |= {".csv": "table", ".nc": "fields"}  # of what several read, the commonest
     path = Path(source).expanduser()
     files = islice((f for f in path.rglob("*") if f.is_file()), _LOOKED_AT) if path.is_dir() else (path,)
-    known = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes}
     found = Counter(known.get(Path(f.name.lower().removesuffix(".gz")).suffix, "pictures") for f in files)
     return max(found, key=found.__getitem__, default="pictures")
 

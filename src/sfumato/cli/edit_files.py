@@ -164,9 +164,8 @@ def mask_of(path: Path, model: Model) -> Tensor:
             f"{path}: the mask is {picture.width}x{picture.height}, and the model's pictures are {width}x{height}"
         )
     # where a mask is transparent, nothing is painted white
-    white = torch.from_numpy(Fit((height, width), 1, background=(0, 0, 0)).pixels(picture)[..., 0] > 127)[
-        None
-    ]
+    pixels = Fit((height, width), 1, background=(0, 0, 0)).pixels(picture)
+    white = torch.from_numpy(pixels[None, ..., 0] > 127)
     if not bool(white.any()):
         raise DataError(f"{path}: the mask is empty: nothing in it is white, so nothing is to be filled in")
     if bool(white.all()):

@@ -42,7 +42,8 @@ def midi_bytes(tracks: Mapping[str, Sequence[Note]], tempo: float = 84.0, progra
     mido = _mido()
     file = mido.MidiFile(ticks_per_beat=TICKS, charset="utf-8")
     file.add_track().append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
-    for channel, (name, notes) in zip((*range(DRUMS), *range(DRUMS + 1, 16)), tracks.items(), strict=False):
+    for number, (name, notes) in enumerate(tracks.items()):
+        channel = number + (number >= DRUMS)
         events = [
             (round(when * TICKS), on, pitch)
             for start, length, pitch in notes

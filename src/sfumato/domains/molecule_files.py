@@ -49,13 +49,13 @@ def open_molecules(path: Path, properties: Sequence[str]) -> Found:
     """The molecules of an .sdf or .xyz file. Raises DataError for another file, or one that holds none."""
     if not path.is_file():
         raise DataError(f"{path} does not exist, or is no file: molecules are one file (.sdf, .xyz)")
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path} is of no known kind: a file of molecules ends in .sdf or .xyz")
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path} is larger than {LARGEST} bytes")
     found = Found()
     # a byte that is no UTF-8 becomes half a character, which spoils its record alone
-    for one in _READERS[path.suffix.lower()](path.read_text(encoding="utf-8", errors="surrogateescape")):
+    for one in READERS[path.suffix.lower()](path.read_text(encoding="utf-8", errors="surrogateescape")):
         if one is None:
             found.bad += 1
         else:
@@ -122,7 +122,7 @@ def _xyz(text: str) -> Iterator[tuple[Molecule, dict[str, str]] | None]:
                 k += 1
 
 
-_READERS: dict[str, Callable[[str], Iterator[Any]]] = {".sdf": _sdf, ".xyz": _xyz}
+READERS: dict[str, Callable[[str], Iterator[Any]]] = {".sdf": _sdf, ".xyz": _xyz}
 
 
 def open_qm9(wheel: Path, properties: Sequence[str], limit: int | None = None) -> Found:
