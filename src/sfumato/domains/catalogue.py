@@ -11,7 +11,7 @@ from sfumato.domains.catalogue_arrays import ARRAYS
 from sfumato.domains.catalogue_kinds import FIELDS, MOLECULES, MUSIC, TEXTS
 from sfumato.domains.catalogue_sounds import SOUNDS
 from sfumato.domains.catalogue_tables import TABLES
-from sfumato.domains.emoji import GROUPS, open_animated, open_fluent, open_google, with_groups
+from sfumato.domains.emoji import GROUPS, open_animated, open_drawn, open_fluent, open_google, with_groups
 
 _EMOJI = (
     "emojibase-data-17.0.0.tgz",
@@ -200,4 +200,49 @@ SOURCES["emoji-groups"] = replace(
     ),
     opens=partial(with_groups, open_google),
     shelf="emoji",
+)
+
+SOURCES["emoji-styles"] = replace(
+    _emoji,
+    card=replace(
+        _emoji.card,
+        name="emoji-styles",
+        description="the emoji of the source emoji in five styles of drawing, 15,000 in all; of the split test in its own",
+        licence="Apache-2.0 (Noto Emoji drawings); CC-BY-4.0 (Twemoji); MIT (Fluent Emoji, emoji-data, emojibase)",
+        origin="Google's Noto Emoji of 2024, 2017 and 2019, in emoji-datasource-google 16.0.0, 3.0.0 and 5.0.1; Twitter's "
+        "Twemoji, in emoji-datasource-twitter 16.0.0; Microsoft's Fluent Emoji, in @lobehub/fluent-emoji-3d 1.1.0; "
+        "names and tags of Unicode's CLDR, in emojibase-data 17.0.0",
+        citation="Google LLC, Noto Emoji, https://github.com/googlefonts/noto-emoji; Twitter, Inc and other contributors, "
+        "Twemoji, https://github.com/twitter/twemoji; Microsoft Corporation, Fluent Emoji, "
+        "https://github.com/microsoft/fluentui-emoji; Unicode CLDR, https://cldr.unicode.org",
+    ),
+    files={
+        **_emoji.files,
+        **SOURCES["emoji-3d"].files,
+        "emoji-datasource-google-3.0.0.tgz": (
+            "efb47dc70da946025cac066eb6505b83ca6081dad99c67a73490a40d33e2c0de",
+            30_771_712,
+        ),
+        "emoji-datasource-google-5.0.1.tgz": (
+            "b243a54663c23240862845ad503df046ff46d1b4194d635311bc8f8c42eff60f",
+            67_730_944,
+        ),
+        "emoji-datasource-twitter-16.0.0.tgz": (
+            "59f15dd583fe2fdedc4a868a6551d3c8750549ff3e2f688ef4df2e32dd9816de",
+            68_278_272,
+        ),
+    },
+    ways=(
+        w.NpmPackage(
+            (
+                ("emoji-datasource-google", "16.0.0"),
+                ("emoji-datasource-google", "3.0.0"),
+                ("emoji-datasource-google", "5.0.1"),
+                ("emoji-datasource-twitter", "16.0.0"),
+                ("@lobehub/fluent-emoji-3d", "1.1.0"),
+                ("emojibase-data", "17.0.0"),
+            )
+        ),
+    ),
+    opens=open_drawn,
 )

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,30 +67,50 @@ def read_captions(path: Path) -> dict[tuple[int, ...], tuple[str, str]]:
         raise DataError(f"{path} holds no table of captions ({problem})") from problem
 
 
-def open_emoji(folder: Path, split: str, *, pictures: str, inside: str) -> Found:
-    """The emoji of a split. pictures: the tarball of drawings in `folder`, which has them in its folder `inside`."""
+class Drawings(NamedTuple):
+    """One set of drawings: its tarball, the folder in it, and the words that captions have of it, if any."""
+
+    pictures: str
+    inside: str
+    told: str = ""
+
+    def read(self, folder: Path, known: Collection[tuple[int, ...]], split: str) -> dict[tuple[int, ...], bytes]:
+        """Code points -> file, of the emoji that are `known` and of the split."""
+
+        def wanted(name: str) -> bool:
+            path = PurePosixPath(name)
+            return str(path.parent) == self.inside and path.suffix in (".png", ".webp")
+
+        chosen: dict[tuple[int, ...], bytes] = {}
+        for name, content in read_members(folder / self.pictures, wanted).items():
+            points = code_points(PurePosixPath(name).stem)
+            if points in known and held_out(base(points)) == (split == "test"):
+                chosen.setdefault(points, content)
+        return chosen
+
+
+def open_emoji(folder: Path, split: str, *, sets: Sequence[Drawings]) -> Found:
+    """The emoji of a split in several sets of drawings. Of the split "test" in the first alone, which the others only
+    help to learn; what is held out of it is held out of all."""
     captions = read_captions(folder / CAPTIONS)
+    shown = sets[:1] if split == "test" else sets
+    found = [(d, sorted(d.read(folder, captions, split).items())) for d in shown]
+    pictures = [(points, content, d) for d, some in found for points, content in some]
+    names = " ".join(d.pictures for d in sets)
 
-    def wanted(name: str) -> bool:
-        path = PurePosixPath(name)
-        return str(path.parent) == inside and path.suffix in (".png", ".webp")
+    def told(points: tuple[int, ...], words: str) -> tuple[str, str]:
+        label, tagged = captions[points]
+        return (f"{label}, {words}", f"{tagged}, {words}") if words else (label, tagged)
 
-    files = read_members(folder / pictures, wanted)
-    chosen: dict[tuple[int, ...], bytes] = {}
-    for name, content in files.items():
-        points = code_points(PurePosixPath(name).stem)
-        if points in captions and held_out(base(points)) == (split == "test"):
-            chosen.setdefault(points, content)
-    points = sorted(chosen)
     return Found(
-        count=len(points),
-        item=lambda i: chosen[points[i]],
-        title=lambda i: captions[points[i]][0],
-        where=f"{pictures}, {split}",
+        count=len(pictures),
+        item=lambda i: pictures[i][1],
+        title=lambda i: captions[pictures[i][0]][0],
+        where=f"{names}, {split}",
         kind="emoji",
-        key=f"{pictures} {CAPTIONS} {split}",
-        captions=tuple(captions[p] for p in points),
-        groups=tuple(base(p) for p in points),
+        key=f"{names} {CAPTIONS} {split}",
+        captions=tuple(told(points, d.told) for points, _, d in pictures),
+        groups=tuple(base(points) for points, *_ in pictures),
     )
 
 
@@ -112,8 +132,17 @@ def with_groups(found: Callable[[Path, str], Found], folder: Path, split: str) -
     return replace(own, labels=labels, classes=GROUPS, key=f"{own.key} groups")
 
 
-open_google = partial(
-    open_emoji, pictures="emoji-datasource-google-16.0.0.tgz", inside="package/img/google/64"
+GOOGLE = Drawings("emoji-datasource-google-16.0.0.tgz", "package/img/google/64")
+FLUENT = Drawings("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets")
+ANIMATED = Drawings("lobehub-fluent-emoji-anim-1-1.0.0.tgz", "package/assets")
+OTHERS = (
+    Drawings("emoji-datasource-google-3.0.0.tgz", "package/img/google/64", "blob"),
+    Drawings("emoji-datasource-google-5.0.1.tgz", "package/img/google/64", "older"),
+    Drawings("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64", "flat"),
+    FLUENT._replace(told="in 3D"),
 )
-open_fluent = partial(open_emoji, pictures="lobehub-fluent-emoji-3d-1.1.0.tgz", inside="package/assets")
-open_animated = partial(open_emoji, pictures="lobehub-fluent-emoji-anim-1-1.0.0.tgz", inside="package/assets")
+
+open_google = partial(open_emoji, sets=(GOOGLE,))
+open_drawn = partial(open_emoji, sets=(GOOGLE, *OTHERS))
+open_fluent = partial(open_emoji, sets=(FLUENT,))
+open_animated = partial(open_emoji, sets=(ANIMATED,))
