@@ -17,7 +17,7 @@ from captioned_folders import coloured
 from sfumato.domains import Images, Source, check, fetch
 from sfumato.domains import ways as w
 from sfumato.domains.cache import sha256_of
-from sfumato.domains.emoji import CAPTIONS, base, code_points, held_out, open_emoji
+from sfumato.domains.emoji import CAPTIONS, Drawings, base, code_points, held_out, open_emoji
 from sfumato.domains.sources import SOURCES
 from sfumato.domains.tarballs import read_members
 from sfumato.errors import DataError
@@ -77,6 +77,8 @@ def test_links_repeats_and_more_bytes_than_allowed_are_refused(tmp_path) -> None
 
 HANDS = {"1f44b": "waving hand", "1f44b-1f3fb": "waving hand: light", "1f44b-1f3ff": "waving hand: dark"}
 
+DRAWN = Drawings("drawings.tgz", "package/img")
+
 OTHERS = {f"1f4{k:02x}": f"thing {k}" for k in range(40)}
 
 LABELS = {**HANDS, **OTHERS, "1f1e9-1f1ea": "flag: Germany", "2764-fe0f": "red heart"}
@@ -97,7 +99,7 @@ def emoji_folder(folder: Path) -> Path:
 
 def test_no_base_is_in_both_splits_and_none_is_lost(tmp_path) -> None:
     folder = emoji_folder(tmp_path)
-    parts = [open_emoji(folder, s, pictures="drawings.tgz", inside="package/img") for s in ("train", "test")]
+    parts = [open_emoji(folder, s, sets=(DRAWN,)) for s in ("train", "test")]
     assert not set(parts[0].groups) & set(parts[1].groups)
     assert sum(part.count for part in parts) == len(LABELS)
     assert all(part.count > 0 for part in parts)
@@ -105,6 +107,21 @@ def test_no_base_is_in_both_splits_and_none_is_lost(tmp_path) -> None:
     assert found["red heart"] == ("red heart", "red heart, tag, red heart")
     hands = [{g for g, t in zip(p.groups, p.captions, strict=True) if t[0] in HANDS.values()} for p in parts]
     assert sorted(map(len, hands)) == [0, 1]
+
+
+def test_what_is_held_out_is_held_out_of_every_style(tmp_path) -> None:
+    folder = emoji_folder(tmp_path)
+    tarball(folder / "old.tgz", {f"img/{n}.png": png((0, 0, 255)) for n in (*HANDS, *list(OTHERS)[::2])})
+    sets = (DRAWN, Drawings("old.tgz", "img", "blob"))
+    alone, both = ([open_emoji(folder, s, sets=some) for s in ("train", "test")] for some in (sets[:1], sets))
+    assert both[1].captions == alone[1].captions  # the test is of the first style
+    assert both[0].captions[: alone[0].count] == alone[0].captions
+    more = both[0].captions[alone[0].count :]
+    assert more
+    assert all(text.endswith(", blob") for texts in more for text in texts)
+    assert {texts[0].removesuffix(", blob") for texts in more} <= {texts[0] for texts in alone[0].captions}
+    assert both[0].item(both[0].count - 1) == png((0, 0, 255))
+    assert not set(both[0].groups) & set(both[1].groups)
 
 
 @given(
@@ -127,7 +144,7 @@ def test_people_are_one_base_and_flags_one_each() -> None:
 
 def test_transparency_shows_white(tmp_path) -> None:
     folder = emoji_folder(tmp_path)
-    found = open_emoji(folder, "train", pictures="drawings.tgz", inside="package/img")
+    found = open_emoji(folder, "train", sets=(DRAWN,))
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "1.png").write_bytes(found.item(0))  # red, and wholly transparent
     assert (Images(channels=3).read(tmp_path / "one").images == 255).all()
@@ -184,6 +201,21 @@ def test_the_real_emoji(name, counts, tmp_path, monkeypatch) -> None:
     assert tuple(map(len, parts)) == counts
     assert not set(parts[0].groups) & set(parts[1].groups)
     assert check(name).ok
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_real_emoji_in_five_styles(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
+    domain = Images(size=32, channels=3)
+    parts = [domain.read(Source(name="emoji-styles", split=split)) for split in ("train", "test")]
+    own = [domain.read(Source(name="emoji", split=split)) for split in ("train", "test")]
+    assert tuple(map(len, parts)) == (14_893, 308)
+    assert parts[1].sha256() == own[1].sha256()
+    assert (parts[0].images[: len(own[0])] == own[0].images).all()
+    assert parts[0].captions[: len(own[0])] == own[0].captions
+    assert not set(parts[0].groups) & set(parts[1].groups)
+    assert check("emoji-styles").ok
 
 
 def test_every_way_of_keeping_captions_is_read(tmp_path, folder) -> None:

@@ -207,13 +207,14 @@ SOURCES["emoji-styles"] = replace(
     card=replace(
         _emoji.card,
         name="emoji-styles",
-        description="the emoji of the source emoji in five styles of drawing, 15,000 in all; of the split test in its own",
+        description="15,201 emoji in five styles, the first those of the source emoji; its split test is theirs",
+        count=15_201,
         licence="Apache-2.0 (Noto Emoji drawings); CC-BY-4.0 (Twemoji); MIT (Fluent Emoji, emoji-data, emojibase)",
-        origin="Google's Noto Emoji of 2024, 2017 and 2019, in emoji-datasource-google 16.0.0, 3.0.0 and 5.0.1; Twitter's "
-        "Twemoji, in emoji-datasource-twitter 16.0.0; Microsoft's Fluent Emoji, in @lobehub/fluent-emoji-3d 1.1.0; "
-        "names and tags of Unicode's CLDR, in emojibase-data 17.0.0",
-        citation="Google LLC, Noto Emoji, https://github.com/googlefonts/noto-emoji; Twitter, Inc and other contributors, "
-        "Twemoji, https://github.com/twitter/twemoji; Microsoft Corporation, Fluent Emoji, "
+        origin="Google's Noto Emoji of 2024, 2017 and 2019, in emoji-datasource-google 16.0.0, 3.0.0 and 5.0.1; "
+        "Twitter's Twemoji, in emoji-datasource-twitter 16.0.0; Microsoft's Fluent Emoji, in "
+        "@lobehub/fluent-emoji-3d 1.1.0; names and tags of Unicode's CLDR, in emojibase-data 17.0.0",
+        citation="Google LLC, Noto Emoji, https://github.com/googlefonts/noto-emoji; Twitter, Inc and other "
+        "contributors, Twemoji, https://github.com/twitter/twemoji; Microsoft Corporation, Fluent Emoji, "
         "https://github.com/microsoft/fluentui-emoji; Unicode CLDR, https://cldr.unicode.org",
     ),
     files={

@@ -74,7 +74,9 @@ class Drawings(NamedTuple):
     inside: str
     told: str = ""
 
-    def read(self, folder: Path, known: Collection[tuple[int, ...]], split: str) -> dict[tuple[int, ...], bytes]:
+    def read(
+        self, folder: Path, known: Collection[tuple[int, ...]], split: str
+    ) -> dict[tuple[int, ...], bytes]:
         """Code points -> file, of the emoji that are `known` and of the split."""
 
         def wanted(name: str) -> bool:
