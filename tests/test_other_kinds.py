@@ -1,0 +1,89 @@
+"""What is of pictures alone, or of numbers alone, says so in one line to a model of anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato import bundle
+from sfumato.cli import main
+from sfumato.editing import Identity, change, interpolate, restore, restyle
+from sfumato.errors import BundleError
+from sfumato.recipes import recipe_from
+from sfumato.recipes.run import train
+
+SMALL = {"width": 16, "depth": 1, "head": 8}
+KINDS = {
+    "table": {
+        "process": {"kind": "joint"},
+        "network": {"kind": "joint", **SMALL, "embedding": 16},
+        "objective": {"kind": "joint"},
+        "sampling": {"solver": {"kind": "ancestral"}, "grid": {"kind": "uniform"}, "steps": 3},
+    },
+    "sequences": {
+        "process": {"kind": "categorical", "law": "masked"},
+        "network": {"kind": "transformer", **SMALL},
+        "objective": {"kind": "categorical"},
+        "sampling": {"solver": {"kind": "ancestral"}, "grid": {"kind": "uniform"}, "steps": 3},
+    },
+    "series": {"network": {"kind": "transformer", **SMALL}, "sampling": {"steps": 3}},
+}
+
+
+def written(kind: str, folder: Path) -> Path:
+    """Forty examples of a kind in a file."""
+    draw = np.random.default_rng(0)
+    if kind == "sequences":
+        path, lines = folder / "made.txt", ["".join(draw.choice(list("ACGT"), 8)) for _ in range(40)]
+    else:
+        path, lines = folder / f"{kind}.csv", ["t0,t1,t2,t3" if kind == "series" else "a,b,c,side"]
+        numbers = [",".join(f"{x:.3f}" for x in draw.normal(size=3)) for _ in range(40)]
+        last = [f"{x:.3f}" if kind == "series" else "up" if x > 0 else "down" for x in draw.normal(size=40)]
+        lines += [f"{row},{end}" for row, end in zip(numbers, last, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """A bundle of each kind, hardly trained."""
+    folder, found = tmp_path_factory.mktemp("kinds"), {}
+    for kind, own in KINDS.items():
+        settings = {"dialect": "dna"} if kind == "sequences" else {}
+        data = {"domain": kind, "source": str(written(kind, folder)), "settings": settings}
+        training = {"images": 64, "batch": 32, "warmup": 0, "ema": [0.1], "validate_every": 0}
+        train(recipe_from({"name": kind, "data": data, "training": training, **own}), folder / kind)
+        found[kind] = folder / kind / "model"
+    return found
+
+
+def called(capsys: pytest.CaptureFixture, *words: object) -> str:
+    """The one line that a command ends in, with exit code 1."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    assert left.value.code == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("sfumato: ")
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize(("kind", "way"), [("table", "--given"), ("sequences", "edit fill")])
+def test_what_takes_numbers_is_refused_of_symbols_and_joint_states(models, kind, way):
+    model = bundle.load(models[kind])
+    x = model.sample(2)
+    for work in (
+        lambda: model.sample(2, start=(x, 0.5)),
+        lambda: model.log_likelihood(x),
+        lambda: model.tune(5),
+        lambda: restyle(model, x),
+        lambda: change(model, x, None, None),
+        lambda: interpolate(model, x, x),
+        lambda: restore(model, Identity((8,)), torch.zeros(2, 8)),
+    ):
+        with pytest.raises(BundleError, match=f"of states of numbers.*{way}"):
+            work()
