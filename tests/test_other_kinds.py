@@ -87,3 +87,9 @@ def test_what_takes_numbers_is_refused_of_symbols_and_joint_states(models, kind,
     ):
         with pytest.raises(BundleError, match=f"of states of numbers.*{way}"):
             work()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_spreads_is_drawn_on_a_canvas(models, kind, tmp_path: Path, capsys):
+    said = called(capsys, "sample", models[kind], "--canvas", 9, "--count", 1, "--out", tmp_path / "wide")
+    assert said == f"sfumato: a canvas is for pictures, clips and fields, and this model makes {kind}"

@@ -97,7 +97,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         0.4. All the steps are spent from there, so fewer do.
     canvas
         Draw on a larger canvas than the model was trained for, in overlapping windows: FRAMES HEIGHT WIDTH of clips,
-        HEIGHT WIDTH of pictures.
+        HEIGHT WIDTH of pictures and fields.
     film
         Also write OUT-film.png, which shows how the samples come about.
     inspect
@@ -310,7 +310,8 @@ def _on_canvas(
     from ..editing import sample_canvas
 
     taken = {name: settings[name] for name in ("condition", "seed", "steps", "guidance")}
-    return sample_canvas(model, (model.domain.shape[0], *canvas), count, callback=callback, **taken)
+    channels = model.domain.shape[:1] if model.domain.spreads else ()
+    return sample_canvas(model, (*channels, *canvas), count, callback=callback, **taken)
 
 
 def _grid(model: Model, samples: Tensor, texts: list[str] | None) -> Image:
