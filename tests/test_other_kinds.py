@@ -93,3 +93,20 @@ def test_what_takes_numbers_is_refused_of_symbols_and_joint_states(models, kind,
 def test_only_what_spreads_is_drawn_on_a_canvas(models, kind, tmp_path: Path, capsys):
     said = called(capsys, "sample", models[kind], "--canvas", 9, "--count", 1, "--out", tmp_path / "wide")
     assert said == f"sfumato: a canvas is for pictures, clips and fields, and this model makes {kind}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [("table", "sample --given"), ("sequences", "edit fill"), ("series", "sfumato.editing")],
+)
+def test_edits_of_other_kinds_say_what_there_is_instead(models, kind, instead, tmp_path: Path, capsys):
+    asked = (models[kind], "ACGT??AC", "--out", tmp_path / "made")
+    assert instead in called(capsys, "edit", "restyle", *asked)
+    if kind != "sequences":
+        assert instead in called(capsys, "edit", "fill", *asked)
+
+
+def test_gaps_are_filled_by_a_seed_and_at_least_once(models, tmp_path: Path, capsys):
+    asked = ("edit", "fill", models["sequences"], "ACGT??AC", "--out", tmp_path / "made")
+    assert "seed must be a whole number from 0" in called(capsys, *asked, "--seed", -1)
+    assert "at least one answer for each" in called(capsys, *asked, "--count", 0)
