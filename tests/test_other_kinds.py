@@ -110,3 +110,10 @@ def test_gaps_are_filled_by_a_seed_and_at_least_once(models, tmp_path: Path, cap
     asked = ("edit", "fill", models["sequences"], "ACGT??AC", "--out", tmp_path / "made")
     assert "seed must be a whole number from 0" in called(capsys, *asked, "--seed", -1)
     assert "at least one answer for each" in called(capsys, *asked, "--count", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("taught", [("--label", "x"), ("--word", "x")])
+def test_only_pictures_are_taught(models, kind, taught, tmp_path: Path, capsys):
+    said = called(capsys, "finetune", models[kind], "--data", tmp_path, *taught, "--out", tmp_path / "run")
+    assert said == f"sfumato: only models of pictures are fine-tuned, and this one makes {kind}"
