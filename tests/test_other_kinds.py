@@ -117,3 +117,26 @@ def test_gaps_are_filled_by_a_seed_and_at_least_once(models, tmp_path: Path, cap
 def test_only_pictures_are_taught(models, kind, taught, tmp_path: Path, capsys):
     said = called(capsys, "finetune", models[kind], "--data", tmp_path, *taught, "--out", tmp_path / "run")
     assert said == f"sfumato: only models of pictures are fine-tuned, and this one makes {kind}"
+
+
+@pytest.mark.parametrize("command", [("sample", "series"), ("edit", "fill", "sequences")])
+def test_where_nothing_can_be_written_nothing_is_drawn(models, command, tmp_path: Path, capsys, monkeypatch):
+    def lost(*_: object, **__: object) -> None:
+        raise AssertionError("it was drawn")
+
+    monkeypatch.setattr("sfumato.model.draw", lost)
+    monkeypatch.setattr("sfumato.editing.filling.integrate", lost)
+    (tmp_path / "file").write_text("mine")
+    words = (*command[:-1], models[command[-1]], *["ACGT??AC"] * (command[0] == "edit"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert called(capsys, *words, "--out", out).endswith(f"{tmp_path / 'file'} is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "study", "directions"])
+def test_where_nothing_can_be_written_nothing_is_measured(demo_folder, command, tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("mine")
+    said = called(
+        capsys, command, demo_folder / "runs" / "demo" / "model", "--out", tmp_path / "file" / "below"
+    )
+    assert said.startswith(f"sfumato: nothing can be written into {tmp_path / 'file'}")

@@ -118,7 +118,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     """
     from .. import bundle as bundles
     from ..errors import BundleError, SolverError
-    from ..files import write_atomically
+    from ..files import check_folder, write_atomically
     from ..film import film as shoot
     from ..film import planned
     from ..solvers import Unfinished, build_solver
@@ -143,6 +143,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         ]
     ):  # fmt: skip
         raise BundleError(f"a canvas is drawn by the model's own solver from noise: leave {which[0]} out")
+    check_folder(out)
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
     for name, asked in (("inspect", inspect), ("filter", screen)):
