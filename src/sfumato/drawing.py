@@ -13,13 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SolverError
+from .errors import BundleError, SolverError
 from .noise import Noise
 from .processes import Categorical, Joint, Prediction
 from .sampling import Sampling
 from .solvers import Ancestral, Callback, sample, sample_from, sample_joint
 
 State = Tensor | Mapping[str, Tensor]
+
+
+def check_numbers(process: Any, doing: str) -> None:
+    """Raise BundleError for a model whose states are not one tensor of numbers, and say what there is in its place."""
+    if isinstance(process, Joint):
+        raise BundleError(
+            f"{doing} is of states of numbers, and this model's are joint: hold leaves by the condition instead "
+            "(sfumato sample --given)"
+        )
+    if isinstance(process, Categorical):
+        raise BundleError(
+            f"{doing} is of states of numbers, and this model's are symbols: give a part of them instead (sfumato edit "
+            "fill)"
+        )
 
 
 def draw(
@@ -35,12 +49,10 @@ def draw(
 ) -> Any:
     """One sample for each index of the noise, (n, *shape) or {leaf: (n, *shape)}.
 
-    start: estimates to come from, in place of noise, of states that are one tensor. Raises SolverError elsewhere.
+    start: estimates to come from, in place of noise, of states that are one tensor of numbers (`check_numbers`).
     """
     process = denoiser.process
     if isinstance(process, Joint):
-        if start is not None:
-            raise SolverError("a joint model starts from noise: hold leaves by the condition instead")
         given = {name: leaf for name, leaf in (condition or {}).items() if name in process.names}
         rest = {name: slot for name, slot in (condition or {}).items() if name not in given}
         guidance = plan.guidance

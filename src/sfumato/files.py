@@ -28,6 +28,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise RunError if nothing could be written into a folder, there or not: before the work, so that none is lost."""
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise RunError(f"nothing can be written into {folder}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"nothing can be written into {folder}: {there} is not yours to write into")
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """A new file, flushed to the disk when the block ends."""

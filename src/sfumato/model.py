@@ -29,7 +29,7 @@ from .denoisers import (
     build_guidance,
 )
 from .domains.images import Images
-from .drawing import counted, draw, joined
+from .drawing import check_numbers, counted, draw, joined
 from .errors import BundleError, SolverError
 from .noise import Noise
 from .personal import Adapter, check_made_for, merge
@@ -255,6 +255,7 @@ class Model:
         other ones than `sample` of any seed starts from. The rivals are the model's own solver, if it is deterministic,
         the package's default, DDIM and DPM-Solver++(2M).
         """
+        check_numbers(self.denoiser.process, "a tuned solver")
         guidance = self.sampling.guidance if guidance is None else build_guidance(guidance)
         process, weights = self.denoiser.process, next(self.denoiser.parameters())
         noise = Noise(seed, trajectories)
@@ -315,8 +316,9 @@ class Model:
         a codec x and prediction are of latents, which `codec.decode` makes pictures of.
         Raises `solvers.Unfinished`, which holds the samples that were finished, if sampling fails in a later batch.
         """
-        if start is not None and count is None and indices is None:
-            count = len(start[0])
+        if start is not None:
+            check_numbers(self.denoiser.process, "starting from an example")
+            count = len(start[0]) if count is None and indices is None else count
         if (count is None) == (indices is None):
             raise BundleError(
                 "say how many samples (count) or which ones (indices), not both and not neither"
@@ -362,13 +364,9 @@ class Model:
                 drawn.append(self.codec.decode(made))
             except SolverError as error:
                 own = error if isinstance(error, Unfinished) else Unfinished(str(error), (), weights)
-                kept = (
-                    joined([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
-                    if begin or own.finished
-                    else None
-                )
-                if kept is None:
+                if not (begin or own.finished):
                     raise
+                kept = joined([*drawn, *([self.codec.decode(own.samples)] if own.finished else [])])
                 said = f"{error}; {len(kept)} of {len(chosen)} samples were finished"
                 raise Unfinished(said, (*chosen[:begin], *own.finished), kept) from error
         return joined(drawn)
@@ -393,6 +391,7 @@ class Model:
                 "a model of latents has no log-likelihood of pictures: decoding is not invertible, so no density "
                 "carries over (that of latents: solvers.log_likelihood of model.denoiser at model.codec.encode(x))"
             )
+        check_numbers(self.denoiser.process, "a log-likelihood of the flow")
         given = self.conditions.tensors(condition, len(x))
         given = given and {name: value.to(x.device) for name, value in given.items()}
         noise = Noise(seed, len(x))

@@ -68,11 +68,12 @@ def directions(  # noqa: PLR0913 (the options of a command)
     from ..evaluation.direction_effects import effects, sweep
     from ..evaluation.directions import find_directions
     from ..evaluation.receipts import versions
-    from ..files import write_json
+    from ..files import check_folder, write_json
     from .show import console, say, table, write_picture
 
     if count < 1 or samples < 2 or shown < 2:
         raise BundleError("give at least one direction, and two samples to find and to try it on")
+    check_folder(out.parent)
     model = bundles.load(bundle)
     along = strengths or [-1.0, -0.5, 0.0, 0.5, 1.0]
 

@@ -22,13 +22,24 @@ def opened(bundle: Path, own: Drawn) -> tuple[Model, Guard | None]:
     from ..adapter_files import parse_adapter
     from ..domains.images import Images
     from ..errors import BundleError
+    from ..files import check_folder
+    from ..processes import Categorical, Joint
     from .screen import guard
 
+    check_folder(own.out)
     screen = guard(own.filter_, "blank", own.out, seen_unchecked=False)
     model = bundles.load(bundle)
     if not isinstance(model.domain, Images):
+        process = model.denoiser.process
+        other = (
+            "sfumato sample --given"
+            if isinstance(process, Joint)
+            else "sfumato edit fill"
+            if isinstance(process, Categorical)
+            else "sfumato.editing in Python"
+        )
         raise BundleError(
-            f"this edits pictures, and the model in {bundle} makes {model.domain.name}: see `sfumato edit fill`"
+            f"this edits pictures, and the model in {bundle} makes {model.domain.name}: see {other}"
         )
     if own.adapter:
         model = model.with_adapters([parse_adapter(text) for text in own.adapter])
@@ -268,9 +279,11 @@ def filled(bundle: Path, given: list[str], count: int, solver: str | None, own: 
     from .. import bundle as bundles
     from ..adapter_files import parse_adapter
     from ..editing import fill
+    from ..files import check_folder
     from .show import Bar, console, write_picture
 
     own.without("fill", "filter_")
+    check_folder(own.out)
     model = bundles.load(bundle)
     if own.adapter:
         model = model.with_adapters([parse_adapter(text) for text in own.adapter])

@@ -50,6 +50,7 @@ def evaluate(
     if bundle is None:
         raise BundleError("which model? for example: sfumato evaluate runs/demo/model")
     from ..bundle import read_record
+    from ..files import check_folder
     from ..recipes.judge import judge
     from ..recipes.judge_codec import judge_codec
     from ..recipes.report import write_report
@@ -57,6 +58,7 @@ def evaluate(
 
     bundle = bundle if bundle.name not in ("", "..") else bundle.resolve()  # "." is its own parent
     out = out or bundle.parent
+    check_folder(out)
     coded = read_record(bundle).get("kind") == "codec"
     if coded and (steps or seed is not None):
         raise BundleError("a codec is judged by its reconstructions, which take no steps and no seed")

@@ -124,11 +124,13 @@ def _word(bundle: str, data: str, word: str, out: Path, images: int | None, resu
     from .. import bundle as bundles
     from ..domains.images import as_source
     from ..errors import RecipeError
+    from ..recipes.finetune import check_pictures
     from ..recipes.inversion import DEFAULT, learn_word
     from ..training import Interrupted, TrainingConfig
     from .show import Bar, Training, console, duration, say
 
     model = bundles.load(bundle)
+    check_pictures(model)
     config = DEFAULT
     if images is not None:
         if images < 1:

@@ -60,7 +60,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     indices
         Which samples of the seed, instead of a count.
     label
-        One class for all, or one for each sample; numbers or names. Default: each class in turn.
+        One class for all, or one for each sample; numbers or names. Default: each class in turn, or with a prompt none.
     prompt
         What to draw, in words, of a model that takes text; several take turns. Default: captions that the model was
         trained with, in turn.
@@ -97,7 +97,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         0.4. All the steps are spent from there, so fewer do.
     canvas
         Draw on a larger canvas than the model was trained for, in overlapping windows: FRAMES HEIGHT WIDTH of clips,
-        HEIGHT WIDTH of pictures.
+        HEIGHT WIDTH of pictures and fields.
     film
         Also write OUT-film.png, which shows how the samples come about.
     inspect
@@ -118,7 +118,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
     """
     from .. import bundle as bundles
     from ..errors import BundleError, SolverError
-    from ..files import write_atomically
+    from ..files import check_folder, write_atomically
     from ..film import film as shoot
     from ..film import planned
     from ..solvers import Unfinished, build_solver
@@ -143,6 +143,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
         ]
     ):  # fmt: skip
         raise BundleError(f"a canvas is drawn by the model's own solver from noise: leave {which[0]} out")
+    check_folder(out)
     screen = guard(filter_, rejected, out, seen_unchecked=film or inspect or words)
     model = bundles.load(bundle)
     for name, asked in (("inspect", inspect), ("filter", screen)):
@@ -169,17 +170,22 @@ def sample(  # noqa: PLR0913 (the options of a command)
         start = begun.tensor(list(chosen)), 0.4 if strength is None else strength
         own = None if begun.targets is None else begun.targets[list(chosen)].tolist()
     condition: dict[str, Any] = {}
+    known = _known(given or ())
+    for name, option, value in (("label", "--label", label), ("text", "--prompt", prompt)):
+        if value and name in known:
+            raise BundleError(f"{name} is given twice: by {option}, and by --given {name}={known[name]}")
+    said = prompt or "text" in known
     if label:
         condition["label"] = label[0] if len(label) == 1 else label
     elif own is not None:
         condition["label"] = own
-    elif model.classes and begun is None:
+    elif model.classes and begun is None and not (said and model.conditions.free):
         condition["label"] = [k % len(model.classes) for k in chosen]
     asked = prompt or (model.conditions.examples if begun is None and not condition else [])
     if asked:
         condition["text"] = [asked[k % len(asked)] for k in chosen]
     texts: list[str] | None = condition.get("text")
-    condition |= _known(given or ())
+    condition |= known
     settings: dict[str, Any] = {
         "condition": condition,
         "seed": seed,
@@ -242,7 +248,7 @@ def sample(  # noqa: PLR0913 (the options of a command)
 
     def head(count: int) -> dict[str, Any]:
         """The settings that draw the first few of these samples again."""
-        part: dict[str, Any] = {"condition": _known(given or ())}
+        part: dict[str, Any] = {"condition": dict(known)}
         if labels is not None:
             part["condition"]["label"] = labels[:count]
         if texts is not None:
@@ -279,6 +285,8 @@ def _known(texts: Sequence[str]) -> dict[str, str]:
         name, mark, value = text.partition("=")
         if not mark or not name:
             raise BundleError(f"--given takes NAME=VALUE, not {text!r}")
+        if name in found:
+            raise BundleError(f"{name} is given twice: as {found[name]!r} and as {value!r}")
         found[name] = value
     return found
 
@@ -292,10 +300,13 @@ def _words(model: Model, places: list[int], chosen: Sequence[int], settings: dic
     from ..domains.text import text_encoder
     from ..evaluation.attribution import Watched, group_pieces, picture, word_maps
 
-    text = settings["condition"]["text"][places[0]]
+    told = dict(settings["condition"])
+    text = told["text"] = told["text"][places[0]]
+    if "label" in told:
+        told["label"] = model.conditions.labels(told["label"], len(chosen))[places]
     words, groups = group_pieces(text_encoder(int((model.conditions.text or {})["limit"])).pieces(text))
     watched = Watched(model.denoiser, len(places))
-    own = settings | {"condition": {"text": text}, "indices": [chosen[k] for k in places], "start": None}
+    own = settings | {"condition": told, "indices": [chosen[k] for k in places], "start": None}
     samples = replace(model, denoiser=watched).sample(batch=len(places), **own)
     maps = word_maps(watched.maps, groups)
     if maps.shape[2:] != samples.shape[2:]:  # of latents
@@ -310,7 +321,8 @@ def _on_canvas(
     from ..editing import sample_canvas
 
     taken = {name: settings[name] for name in ("condition", "seed", "steps", "guidance")}
-    return sample_canvas(model, (model.domain.shape[0], *canvas), count, callback=callback, **taken)
+    channels = model.domain.shape[:1] if model.domain.spreads else ()
+    return sample_canvas(model, (*channels, *canvas), count, callback=callback, **taken)
 
 
 def _grid(model: Model, samples: Tensor, texts: list[str] | None) -> Image:

@@ -46,10 +46,11 @@ def study(
 
     from ..evaluation.study import Plan
     from ..evaluation.study_report import picture, verdict
-    from ..files import write_atomically
+    from ..files import check_folder, write_atomically
     from ..recipes.bench import Bench
     from .show import Bar, console, table
 
+    check_folder(out)
     began = time.monotonic()
     with Bar("studying") as bar:
         bench = Bench(bundle, lambda what, done, total: bar.update(done, total, what))

@@ -36,10 +36,12 @@ def tune(
         Another seed gives other trajectories.
     """
     from .. import bundle as bundles
+    from ..files import check_folder
     from ..solvers.tuning import Effort
     from .show import Bar, console, duration, table
 
     model = bundles.load(bundle)
+    check_folder(bundle)
     with Bar("tuning") as bar:
 
         def told(what: str, done: int, total: int) -> None:

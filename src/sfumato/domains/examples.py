@@ -44,6 +44,8 @@ class Domain:
     suffix: ClassVar[str] = "txt"
     sources: ClassVar[bool] = False
     """Whether `read` is given a `Source`, of names and files that sfumato knows, or the recipe's text as it is."""
+    spreads: ClassVar[bool] = False
+    """Whether states are (channels, *places) and larger ones are data too, so that windows may draw them."""
     classes: tuple[str, ...] = ()
 
     @property

@@ -62,6 +62,7 @@ class Fields(Drawn):
     """
 
     name: ClassVar[str] = "fields"
+    spreads: ClassVar[bool] = True
     suffix: ClassVar[str] = "nc"
     sources: ClassVar[bool] = True
     variables: tuple[str, ...] = ()

@@ -50,6 +50,7 @@ class Images:
     resample: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     name: ClassVar[str] = "images"
+    spreads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size

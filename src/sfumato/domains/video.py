@@ -57,6 +57,7 @@ class Video(Domain):
     """
 
     name: ClassVar[str] = "video"
+    spreads: ClassVar[bool] = True
     suffix: ClassVar[str] = "webp"
     sources: ClassVar[bool] = True
     size: tuple[int, int] = (32, 32)

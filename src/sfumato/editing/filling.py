@@ -32,7 +32,7 @@ from ..denoisers import Condition, Denoises
 from ..errors import BundleError, SolverError
 from ..model import Model
 from ..noise import Draws, Keyed, Noise
-from ..processes import Categorical, Level, MaskedChain
+from ..processes import Categorical, Joint, Level, MaskedChain
 from ..solvers import Callback, Grid, Solver, check_served, integrate
 from ..solvers.solver import Denoise
 
@@ -87,8 +87,13 @@ def _masked(process: Any) -> MaskedChain:
         raise SolverError(
             f"the {process.law} chain cannot be told what is given: gaps are filled by a masked one"
         )
+    if isinstance(process, Joint):
+        raise SolverError(
+            "gaps are of symbols behind a mask: what is known of joint states is a condition (sfumato sample --given)"
+        )
     raise SolverError(
-        "gaps are of symbols behind a mask: for numbers there is restore (sfumato edit inpaint)"
+        "gaps are of symbols behind a mask: for numbers there is sfumato.editing.restore (of pictures: sfumato edit "
+        "inpaint)"
     )
 
 
@@ -144,18 +149,21 @@ def fill(  # noqa: PLR0913 (what a sample depends on)
     if not isinstance(given, Tensor):
         texts = [given] if isinstance(given, str) else list(given)
         given = torch.cat([domain.partial(text) for text in texts])
-    if tuple(given.shape[1:]) != tuple(domain.shape) or count < 1:
-        raise BundleError(
-            f"states of {(*domain.shape,)} are filled, at least once each: not {(*given.shape[1:],)}, {count}"
-        )
+    if tuple(given.shape[1:]) != tuple(domain.shape):
+        raise BundleError(f"states of {(*domain.shape,)} are filled, not {(*given.shape[1:],)}")
+    if count < 1 or batch < 1:
+        raise BundleError(f"at least one answer for each and a batch of at least one, not {count}, {batch}")
     if whole := [k for k, row in enumerate(given) if not bool((row == OPEN).any())]:
         raise BundleError(f"number {whole[0]} of what is given has no gap: there is nothing to fill")
     given = given.repeat_interleave(count, 0)
     number = len(given)
     plan = model.plan(solver, grid, steps, guidance, conditional=bool(condition))
     levels = plan.grid.levels(process, plan.steps)
-    denoiser, whole_noise = model.guided(plan.guidance), Noise(seed, number)
-    told = model.conditions.tensors(condition, number, whole_noise)
+    try:
+        whole_noise = Noise(seed, number)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    denoiser, told = model.guided(plan.guidance), model.conditions.tensors(condition, number, whole_noise)
     device = next(model.denoiser.parameters()).device
     drawn = []
     for start in range(0, number, batch):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Condition, Denoises, Guidance
+from ..drawing import check_numbers
 from ..errors import BundleError, SolverError
 from ..model import Model
 from ..noise import Noise
@@ -93,6 +94,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def _checked(model: Model, *pictures: Tensor) -> None:
+    check_numbers(model.denoiser.process, "inversion")
     for x in pictures:
         if x.shape != model.domain.shape:
             raise BundleError(f"this model's pictures are {model.domain.shape}, not {tuple(x.shape)}")

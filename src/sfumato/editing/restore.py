@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..codec import LatentCodec
 from ..denoisers import Condition, Denoises, Guidance
+from ..drawing import check_numbers
 from ..errors import BundleError, SolverError, choose
 from ..model import Model
 from ..noise import Noise
@@ -261,6 +262,7 @@ def restore(  # noqa: PLR0913 (what a sample depends on)
     Raises SolverError or BundleError for what does not fit, `solvers.Unfinished` with the finished pictures if a later
     batch fails.
     """
+    check_numbers(model.denoiser.process, "restoring")
     chosen = list(range(len(y)) if indices is None else indices)
     if len(chosen) != len(y) or not chosen or batch < 1:
         raise BundleError(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..codec import LatentCodec
 from ..denoisers import Guidance
+from ..drawing import check_numbers
 from ..errors import BundleError
 from ..model import Model
 from ..noise import Noise
@@ -50,6 +51,7 @@ def restyle(
     Raises BundleError for a style of another shape, SolverError for a strength out of range,
     `solvers.Unfinished` with the finished pictures if a later batch fails.
     """
+    check_numbers(model.denoiser.process, "restyling")
     indices = list(range(len(x)) if indices is None else indices)
     if model.base is not None and "image" not in (condition or {}):  # the base would draw others than these
         small = F.interpolate(x, model.base.shape[1:], mode="bicubic", antialias=True, align_corners=False)

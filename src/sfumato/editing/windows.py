@@ -93,8 +93,12 @@ def sample_canvas(
 
     canvas: (channels, frames, height, width) of clips, (channels, height, width) of pictures. On the model's own shape
     it draws what `Model.sample` does, whose arguments the others are. Raises SolverError or BundleError for what does
-    not fit, and for a model of latents or one that enlarges pictures.
+    not fit, for data that larger states are none of, and for a model of latents or one that enlarges pictures.
     """
+    if not model.domain.spreads:
+        raise BundleError(
+            f"a canvas is for pictures, clips and fields, and this model makes {model.domain.name}"
+        )
     if model.base is not None or not isinstance(model.codec, IdentityCodec):
         raise BundleError("a canvas is for models that draw by themselves, without a codec or small pictures")
     plan = model.plan(steps=steps, guidance=guidance, conditional=bool(condition))

@@ -27,6 +27,7 @@ from .. import bundle
 from ..adapter_files import save_adapter
 from ..denoisers import Denoiser
 from ..domains.image_data import ImageData
+from ..domains.images import Images
 from ..errors import BundleError, DataError, RecipeError, RunError
 from ..files import write_atomically
 from ..model import Model
@@ -60,6 +61,12 @@ def allowed(overrides: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
+def check_pictures(model: Model) -> None:
+    """Raise BundleError for a model of anything but pictures, which is not fine-tuned."""
+    if not isinstance(model.domain, Images):
+        raise BundleError(f"only models of pictures are fine-tuned, and this one makes {model.domain.name}")
+
+
 def finetune_recipe(
     source: str | Path,
     data: str | Path,
@@ -75,6 +82,7 @@ def finetune_recipe(
     Raises BundleError for the bundle, RecipeError in one line for values that are not possible.
     """
     model = model or bundle.load(source)
+    check_pictures(model)
     base = model.info.get("recipe") or {}
     full, label = finetune.get("full", False), finetune.get("label")
     training = {
