@@ -174,7 +174,7 @@ def test_a_bad_record_is_left_out_and_counted(tmp_path: Path, name: str, lines: 
 def test_gaps_that_cannot_be_read_are_not_passed_over(tmp_path: Path):
     domain = Sequences(alphabet=tuple("AC"), length=4)
     assert len(domain.partial(str(written(tmp_path / "g.txt", ["A?C", "C?"])))) == 2
-    with pytest.raises(DataError, match="1 records cannot be read"):
+    with pytest.raises(DataError, match="1 of its records cannot be read"):
         domain.partial(str(written(tmp_path / "g.txt", ["A?C", "C?\xe9"], "latin-1")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sfumato import bundle
 from sfumato.cli import main
 from sfumato.editing import Identity, change, interpolate, restore, restyle
 from sfumato.errors import BundleError
+from sfumato.noise import Noise
 from sfumato.recipes import recipe_from
 from sfumato.recipes.run import train
 
@@ -110,6 +112,26 @@ def test_gaps_are_filled_by_a_seed_and_at_least_once(models, tmp_path: Path, cap
     asked = ("edit", "fill", models["sequences"], "ACGT??AC", "--out", tmp_path / "made")
     assert "seed must be a whole number from 0" in called(capsys, *asked, "--seed", -1)
     assert "at least one answer for each" in called(capsys, *asked, "--count", 0)
+
+
+def test_a_file_that_is_not_there_is_no_sequence(models, tmp_path: Path, capsys):
+    said = called(
+        capsys, "edit", "fill", models["sequences"], tmp_path / "nofile.fasta", "--out", tmp_path / "made"
+    )
+    assert "nofile.fasta does not exist" in said
+
+
+def test_a_given_number_beyond_the_data_is_told(models):
+    model = bundle.load(models["table"])
+    (column, about), *_ = [(n, c) for n, c in model.domain.leaves.items() if c["kind"] == "number"]
+    low, *_, high = about["quantiles"]
+    with pytest.warns(UserWarning, match=f"{column} was .* is put at the end"):
+        beyond = model.domain.asked({column: high + 1e6}, Noise(0, 2))[column]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ends in (low, high):
+            model.domain.asked({column: ends}, Noise(0, 2))
+        assert torch.equal(beyond, model.domain.asked({column: high}, Noise(0, 2))[column])
 
 
 @pytest.mark.parametrize("kind", KINDS)

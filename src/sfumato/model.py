@@ -326,7 +326,7 @@ class Model:
         chosen = list(range(count or 0)) if indices is None else list(indices)
         if not chosen or batch < 1:
             raise BundleError(
-                f"at least one sample and a batch of at least one are needed, not {len(chosen)}, {batch}"
+                f"at least one sample and a batch of at least one are needed, not {len(chosen) or count}, {batch}"
             )
         try:
             whole = Noise(seed, chosen)

@@ -49,7 +49,8 @@ def inspect(bundle: Path, /, *, json: bool = False) -> int:
     ]
     count, shown, seconds = data.get("count", 0), training.get("images", 0), training.get("seconds", 0)
     whole = record["format"] == "sfumato-bundle"  # and not a pipeline of diffusers, which says less of itself
-    trained = f"{data.get('name', '?')}: {count:,} pictures, {shown:,} shown, {seconds:,.0f} s"
+    what = "pictures" if model.domain.name == "images" else "examples"
+    trained = f"{data.get('name', '?')}: {count:,} {what}, {shown:,} shown, {seconds:,.0f} s"
     made = f"{record.get('created', '')} by {', '.join(map(' '.join, record['versions'].items()))}"
     pairs(
         {

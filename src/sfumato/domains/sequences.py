@@ -185,10 +185,12 @@ class Sequences(Domain):
     def partial(self, given: str) -> Tensor:
         """States (n, length) with -1 in the gaps, of a text such as "CC?c1ccccc1" or a file of them."""
         path = Path(given)
-        is_file = path.suffix.lower() in SUFFIXES and path.is_file()
+        is_file = path.suffix.lower() in SUFFIXES and (path.is_file() or "." not in self.alphabet)
         found = open_records(Source(path=path, labels="none")) if is_file else Records((given,))
         if found.left_out:
-            raise DataError(f"{given}: {found.left_out} records cannot be read")
+            raise DataError(
+                f"{given}: {found.left_out} of its records cannot be read (sfumato data check says why)"
+            )
         return torch.stack([self._gapped(text) for text in found.texts])
 
     def _gapped(self, text: str) -> Tensor:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -222,8 +223,13 @@ class Table(Domain):
             if column["kind"] == "category":
                 for cell in cells:
                     choose(cell, column["values"], f"value of the column {name!r}", DataError)
-            elif len(strange := np.flatnonzero(np.isnan(_numbers(cells)))):
+            elif len(strange := np.flatnonzero(np.isnan(numbers := _numbers(cells)))):
                 raise DataError(f"the column {name!r} takes numbers, not {cells[strange[0]]!r}")
+            else:
+                low, *_, high = column["quantiles"]
+                if len(beyond := np.flatnonzero((numbers < low) | (numbers > high))):
+                    said = f"{name} was {low:g} to {high:g} in the data: {cells[beyond[0]]} is put at the end of that"
+                    warnings.warn(said, stacklevel=2)
             found[name] = self.encode_one(name, _stored(column, cells)[0])
         return found
 
