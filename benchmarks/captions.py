@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,8 @@ def main() -> None:
     bench = Bench(options.bundle)
     model, seen, train, held = bench.model, bench.train, bench.train, bench.held
     if options.pictures is not None:
-        data = replace(bench.recipe.data, source=options.pictures)
-        train, held = read_data(replace(bench.recipe, data=data), model.domain)
+        data = bench.recipe.data.model_copy(update={"source": options.pictures})
+        train, held = read_data(bench.recipe.model_copy(update={"data": data}), model.domain)
         if held.sha256() != bench.held.sha256():
             parser.error(f"{options.pictures} holds out other pictures than {bench.recipe.data.source}")
     if options.guidance is not None:
