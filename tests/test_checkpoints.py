@@ -123,18 +123,16 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     assert set(kept) == {result.best, result.checkpoint}
 
 
-def test_channels_last_resumes_exactly(tmp_path):
-    config = small(channels_last=True, images=320)
-    trainer(tmp_path / "whole", config).fit()
-    stop = After(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    trainer(tmp_path / "cut", config, callbacks=[stop]).fit()
-    trainer(tmp_path / "cut", config).fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-@pytest.mark.parametrize("kind", ["adam", "sgd", "muon"])
-def test_other_optimisers_resume_exactly(tmp_path, kind):
-    config = small(optimizer=kind, images=160)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels_last": True, "images": 320},
+        *({"optimizer": kind, "images": 160} for kind in ("adam", "sgd", "muon")),
+    ],
+    ids=lambda changes: str(next(iter(changes.values()))),
+)
+def test_other_layouts_and_optimisers_resume_exactly(tmp_path, changes):
+    config = small(**changes)
     trainer(tmp_path / "whole", config).fit()
     stop = After(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
     trainer(tmp_path / "cut", config, callbacks=[stop]).fit()

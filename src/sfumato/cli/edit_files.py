@@ -21,25 +21,18 @@ def opened(bundle: Path, own: Drawn) -> tuple[Model, Guard | None]:
     from .. import bundle as bundles
     from ..adapter_files import parse_adapter
     from ..domains.images import Images
+    from ..drawing import check_numbers
     from ..errors import BundleError
     from ..files import check_folder
-    from ..processes import Categorical, Joint
     from .screen import guard
 
     check_folder(own.out)
     screen = guard(own.filter_, "blank", own.out, seen_unchecked=False)
     model = bundles.load(bundle)
     if not isinstance(model.domain, Images):
-        process = model.denoiser.process
-        other = (
-            "sfumato sample --given"
-            if isinstance(process, Joint)
-            else "sfumato edit fill"
-            if isinstance(process, Categorical)
-            else "sfumato.editing in Python"
-        )
+        check_numbers(model.denoiser.process, "editing")
         raise BundleError(
-            f"this edits pictures, and the model in {bundle} makes {model.domain.name}: see {other}"
+            f"this edits pictures, and the model in {bundle} makes {model.domain.name}: see sfumato.editing in Python"
         )
     if own.adapter:
         model = model.with_adapters([parse_adapter(text) for text in own.adapter])

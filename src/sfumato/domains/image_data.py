@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -41,6 +41,11 @@ def keyed_words(seed: int, stream: int, start: int, count: int) -> np.ndarray:
     block, skip = divmod(start, 4)
     generator = np.random.Philox(key=seed | stream << 64, counter=block)
     return generator.random_raw(skip + count)[skip:]
+
+
+def spread_rows(data: Sized, most: int) -> np.ndarray:
+    """At most so many positions in the data, evenly from the first to the last."""
+    return np.linspace(0, len(data) - 1, min(len(data), most)).astype(np.int64)
 
 
 def split_rows(

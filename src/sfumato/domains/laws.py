@@ -21,6 +21,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from sfumato.domains.image_data import spread_rows
 from sfumato.domains.images import Images
 from sfumato.errors import DataError
 from sfumato.noise import Noise
@@ -77,7 +78,7 @@ def check_domain(
         return
     domain, before = examples.domain, examples.sha256()
     _json_law(domain)
-    rows = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int)
+    rows = spread_rows(examples, count)
     _data_laws(examples, rows)
     if isinstance(domain, Images):
         _image_laws(domain, count, seed)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sfumato.domains.examples import Domain, Examples
+from sfumato.domains.image_data import spread_rows
 from sfumato.domains.source import Source
 from sfumato.domains.spectra import frames, log_mels, magnitudes, settle, sound_of
 from sfumato.domains.waves import RATES, Clips, open_clips, to_wav
@@ -153,7 +154,7 @@ class Sounds(Domain):
         return Examples(domain, stored, labels, groups=groups, name=about["sources"][0], about=about)
 
     def _scales(self, stored: np.ndarray) -> tuple[float, ...]:
-        some = stored[np.linspace(0, len(stored) - 1, min(len(stored), 2000)).astype(int)]
+        some = stored[spread_rows(stored, 2000)]
         x = replace(self, scale=(1.0,) * (self.window // 2)).encode(some)
         return tuple(max(float(s), 1e-6) for s in x.square().mean((0, 1, 3)).sqrt())
 

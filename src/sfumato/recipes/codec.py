@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import bundle
 from ..codec import BATCH, IDENTITY, Codec, LatentCodec
-from ..domains.image_data import ImageData
+from ..domains.image_data import ImageData, spread_rows
 from ..domains.images import Images
 from ..errors import DataError, RecipeError, RunError
 from ..networks import AutoEncoder, PatchCritic, RandomFeatures, build
@@ -148,7 +148,7 @@ def finished_codec(apprentice: Apprentice, result: TrainingResult, data: ImageDa
     """The codec with averaged weights, its latents scaled over (at most 10,000 of) the training pictures."""
     apprentice.load_state_dict(result.weights)
     network = apprentice.network.eval().requires_grad_(False)
-    rows = np.linspace(0, len(data) - 1, min(len(data), SCALED_OVER)).astype(np.int64)
+    rows = spread_rows(data, SCALED_OVER)
     parts = [data.tensor(part) for part in np.array_split(rows, max(len(rows) // BATCH, 1))]
     with torch.no_grad():
         z = torch.cat([network.moments(part)[0] for part in parts]).double()
@@ -167,7 +167,7 @@ def write_codec(
     """Write `out/model`, a bundle of kind "codec", with its card and a picture of pictures beside reconstructions."""
     from .run import png
 
-    x = data.tensor(np.linspace(0, len(data) - 1, min(10, len(data))).astype(np.int64))
+    x = data.tensor(spread_rows(data, 10))
     domain = data.domain
     picture = png(domain.strip([x, codec.decode(codec.encode(x))], ["given", "decoded"]))
     plain = recipe.model_dump(mode="json")

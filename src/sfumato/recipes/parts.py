@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..domains.augmentation import Augmented
+from ..domains.image_data import spread_rows
 from ..domains.images import Images
 from ..domains.loosened import loosened
 from ..errors import RecipeError
@@ -129,8 +128,7 @@ def tell_of_means(shown: Any, process: Any, start: Level, say: Callable[[str], N
     """
     if not isinstance(process, Gaussian) or not start.alpha > 0:
         return
-    rows = np.linspace(0, len(shown) - 1, min(len(shown), 1000)).astype(np.int64)
-    x = shown.tensor(rows).float().flatten(1)
+    x = shown.tensor(spread_rows(shown, 1000)).float().flatten(1)
     wide = float(x.nanmean(1).nan_to_num().std(correction=0)) * x.shape[1] ** 0.5
     hidden = start.sigma / start.alpha
     share = 1 / (1 + (wide / hidden) ** 2)
@@ -144,9 +142,8 @@ def tell_of_means(shown: Any, process: Any, start: Level, say: Callable[[str], N
 
 def _sizes(data: Any) -> dict[str, float]:
     """The size of each leaf that is numbers, over at most 10,000 examples and what of them was recorded."""
-    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
     found = {}
-    for name, x in data.tensor(rows).items():
+    for name, x in data.tensor(spread_rows(data, 10_000)).items():
         known = x[x.isfinite()] if x.is_floating_point() else x[:0]
         found[name] = max(round(float(known.square().mean().sqrt()), 3), 1e-3) if len(known) else 1.0
     return found
@@ -154,5 +151,4 @@ def _sizes(data: Any) -> dict[str, float]:
 
 def root_mean_square(data: Any) -> float:
     """The size of the data in [-1, 1], over at most 10,000 pictures, to three digits."""
-    rows = np.linspace(0, len(data) - 1, min(len(data), 10_000)).astype(np.int64)
-    return round(float(data.tensor(rows).square().mean().sqrt()), 3)
+    return round(float(data.tensor(spread_rows(data, 10_000)).square().mean().sqrt()), 3)
